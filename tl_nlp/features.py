@@ -1,0 +1,106 @@
+"""What is frozen, computed once and cached: the backbone's states, where only the head learns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
+from tl_nlp.hardware import autocast
+from tl_nlp.heads import Head
+from tl_nlp.model import head_modules
+
+MAX_BYTES = 2 * 10**9  # of features in memory; beyond, the backbone runs every epoch
+
+
+class Features:
+    """Encoded rows with the backbone's states (`features`) in the place of token ids; indexed as a Dataset is."""
+
+    def __init__(self, columns: dict[str, list[Any]], lengths: list[list[int]]):
+        self.columns, self.lengths = columns, lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def select(self, indices: range) -> Features:
+        return Features(self[list(indices)], [self.lengths[index] for index in indices])
+
+    def __getitem__(self, indices: list[int]) -> dict[str, list[Any]]:
+        return {name: [values[index] for index in indices] for name, values in self.columns.items()}
+
+
+def is_cacheable(model: Any, learning: set[str], rows: list[Encoded]) -> bool:
+    """Whether only the head of an encoder learns, and the states it reads fit in `MAX_BYTES`."""
+    if hasattr(model, "peft_config") or model.config.is_encoder_decoder or not head_modules(model):
+        return False
+    inside_head = all(name.startswith(tuple(f"{module}." for module in head_modules(model))) for name in learning)
+    n_tokens = sum(sum(windows) for encoded in rows for windows in window_lengths(encoded))
+    return inside_head and n_tokens * model.config.hidden_size * 4 <= MAX_BYTES
+
+
+def compute(model: Any, head: Head, encoded: Encoded, pad_id: int, precision: str, description: str) -> Features:
+    """The last states of the backbone in eval mode, as float32 of shape (positions, hidden) for each window.
+
+    Where the head reads only a window's first state, as BERT's does, only that one is kept.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    lengths = window_lengths(encoded)
+    first_only = _reads_first_only(model)
+    windows_of: list[list[np.ndarray]] = [[] for _ in lengths]
+    bar = tqdm(total=len(lengths), desc=description, unit="row", file=sys.stderr)
+    with torch.inference_mode(), autocast(precision, device), bar:
+        for rows in budgeted(lengths, 8192):
+            columns = encoded[rows]
+            batch = collate({name: columns[name] for name in columns if name != "labels"}, pad_id, device)
+            inputs = {n: batch[n] for n in ("input_ids", "attention_mask", "token_type_ids") if n in batch}
+            states = model.base_model(**inputs).last_hidden_state.float().cpu().numpy()
+            kept = np.ones(len(states), int) if first_only else batch["attention_mask"].sum(1).cpu().numpy()
+            for row, window, n_kept in zip(batch["rows"].tolist(), states, kept, strict=True):
+                windows_of[rows[row]].append(window[:n_kept].copy())
+            bar.update(len(rows))
+    columns = {name: encoded[name][:] for name in encoded.column_names if name in ("labels", "sentence_ids")}
+    return Features({"features": windows_of, **columns}, lengths)
+
+
+def _reads_first_only(model: Any) -> bool:
+    """Whether the logits depend on no state but each window's first, seen by their gradient."""
+    states = torch.randn(1, 4, model.config.hidden_size, device=next(model.parameters()).device, requires_grad=True)
+    with reading_features(model):
+        mask = torch.ones(1, 4, dtype=torch.long, device=states.device)
+        logits = model(inputs_embeds=states, attention_mask=mask).logits
+    (gradient,) = torch.autograd.grad(logits.float().square().sum(), states)
+    return not gradient[:, 1:].any()
+
+
+@contextmanager
+def reading_features(model: Any) -> Iterator[None]:
+    """Within the block the model takes its backbone's states, as `inputs_embeds`, in the place of tokens."""
+    name = model.base_model_prefix
+    backbone = getattr(model, name)
+    setattr(model, name, _Cached(backbone))
+    try:
+        yield
+    finally:
+        setattr(model, name, backbone)
+
+
+class _Cached(nn.Module):
+    """Answers for a backbone with the states it is given; the pooler still acts, as a part of the head."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.pooler = getattr(backbone, "pooler", None)
+
+    def forward(self, input_ids: None = None, *, inputs_embeds: Tensor, **_: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        pooled = None if self.pooler is None else self.pooler(inputs_embeds)
+        return BaseModelOutputWithPooling(last_hidden_state=inputs_embeds, pooler_output=pooled)

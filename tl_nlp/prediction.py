@@ -1,0 +1,98 @@
+"""The one path from texts to predictions, for evaluate, predict and the page."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
+from tl_nlp.errors import DataError
+from tl_nlp.hardware import autocast, best_device
+from tl_nlp.heads import HEADS
+from tl_nlp.model import load_trained
+from tl_nlp.recipe import Recipe, Task
+from tl_nlp.rows import columns_of
+from tl_nlp.run import Run, artifact_folder, read_recipe
+from tl_nlp.types import COLUMNS, Prediction
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+N_TOKENS = 8192  # of one forward pass, padding included
+_CHUNK = 10_000  # rows that are encoded at once
+_BAR_FROM = 200  # rows
+
+
+class Predictor:
+    """Predictions of a model for a task. Made from a run with `Predictor.load`, or from a model in memory."""
+
+    def __init__(self, model: Any, tokenizer: Any, task: Task, precision: str = "auto", recipe: Recipe | None = None):
+        self.model, self.tokenizer, self.task, self.precision, self.recipe = model, tokenizer, task, precision, recipe
+        self.head = HEADS[task.head](**task.head_settings())
+
+    @classmethod
+    def load(cls, run: str | Path | Run) -> Predictor:
+        """The predictor of a run directory, or of an artifact (its model/) alone. Raises RunError, CheckpointError."""
+        folder = run.artifact if isinstance(run, Run) else artifact_folder(run)
+        recipe = read_recipe(folder)
+        model, tokenizer = load_trained(folder)
+        if not getattr(model, "hf_device_map", None):
+            model = model.to(best_device())
+        return cls(model, tokenizer, recipe.task, recipe.training.precision, recipe)
+
+    def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None, **columns: list[Any]) -> list[Prediction]:
+        """A prediction for each text. `pairs` and the task's further columns (`low=[0, 0]`) go along where it reads them.
+
+        Raises DataError for an empty text.
+        """
+        if isinstance(texts, str):
+            raise DataError("texts is a list of texts, not one text")
+        values: dict[str, list[Any]] = {"id": [str(n) for n in range(len(texts))], "text": list(texts), **columns}
+        if pairs is not None:
+            values["pair"] = list(pairs)
+        return self._predict(values)
+
+    def predict(self, rows: Dataset) -> list[Prediction]:
+        """A prediction for each row; memory stays flat."""
+        predictions: list[Prediction] = []
+        names = tuple(name for name in (*COLUMNS, *self.task.columns) if name != "target")
+        bar = tqdm(total=len(rows), desc="predicting", unit="row", file=sys.stderr, disable=len(rows) < _BAR_FROM)
+        with bar:
+            for start in range(0, len(rows), _CHUNK):
+                chunk = rows.select(range(start, min(start + _CHUNK, len(rows))))
+                predictions += self._predict(columns_of(chunk, names), bar)
+        return predictions
+
+    def _predict(self, values: dict[str, list[Any]], bar: Any = None) -> list[Prediction]:
+        from datasets import Dataset
+
+        for row, text in zip(values["id"], values["text"], strict=True):
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(f"row {row}: the text is empty; there is nothing to predict from")
+        if not values["text"]:
+            return []
+        encoded = Dataset.from_dict(self.task.encode(values, self.tokenizer))
+        return self.task.decode(self.infer(encoded, bar), values, self.tokenizer)
+
+    def infer(self, encoded: Encoded, bar: Any = None) -> list[np.ndarray]:
+        """What the head infers for each encoded row, in their order; long rows first, each pass within a token budget."""
+        device = next(self.model.parameters()).device
+        pad_id = self.tokenizer.pad_token_id or 0
+        lengths = getattr(encoded, "lengths", None) or window_lengths(encoded)
+        outputs: list[np.ndarray] = [np.empty(0)] * len(lengths)
+        self.model.eval()
+        with torch.inference_mode(), autocast(self.precision, device):
+            for rows in budgeted(lengths, N_TOKENS):
+                columns = encoded[rows]
+                batch = collate({name: columns[name] for name in columns if name != "labels"}, pad_id, device)
+                for row, output in zip(rows, self.head.infer(self.model, batch), strict=True):
+                    outputs[row] = output
+                if bar is not None:
+                    bar.update(len(rows))
+        return outputs

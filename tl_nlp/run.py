@@ -1,0 +1,199 @@
+"""The run directory: what training leaves behind. The only file that names the files in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from tl_nlp.errors import NoRunError, RecipeError, RunError
+from tl_nlp.recipe import Recipe
+
+RECIPE = "recipe.json"
+
+
+class Run:
+    """A run directory, see docs/run.md. `recipe.json` is written first and `results.json` last."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    # ---- where runs are
+
+    @classmethod
+    def create(cls, recipe: Recipe, root: Path | None = None) -> Run:
+        """A new directory under `root` (default: $TL_NLP_RUNS, else ./runs) with the recipe in it."""
+        home = (runs_root() if root is None else root) / recipe.name
+        stamp = datetime.now().strftime("%Y-%m-%dT%H%M%S")
+        folder, number = home / stamp, 1
+        while True:
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError:
+                number += 1
+                folder = home / f"{stamp}-{number}"
+        run = cls(folder)
+        run._write(RECIPE, recipe.model_dump(mode="json"))
+        return run
+
+    @classmethod
+    def find(cls, folder: Path) -> Run | None:
+        """The run in `folder`, or None where the folder is not one. An artifact alone is not a run."""
+        is_run = (folder / RECIPE).is_file() and not any(folder.glob("*.safetensors"))
+        return cls(folder) if is_run else None
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """The run at `path`. Raises NoRunError."""
+        folder = Path(path)
+        if not folder.is_dir():
+            raise NoRunError(f"no run {str(path)!r}: there is no such directory; tl-nlp runs lists those under "
+                             f"{runs_root()}")
+        run = cls.find(folder)
+        if run is None:
+            raise NoRunError(f"{path} is no run: it holds no {RECIPE}; tl-nlp runs lists those under {runs_root()}")
+        return run
+
+    # ---- what is in one
+
+    @property
+    def model_dir(self) -> Path:
+        return self.folder / "model"
+
+    @property
+    def artifact(self) -> Path:
+        """The finished model/. Raises RunError."""
+        if not (self.model_dir / RECIPE).is_file():
+            raise RunError(f"{self.folder} has no trained model yet; tl-nlp train {self.folder} goes on with it")
+        return self.model_dir
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder / "results.json").is_file()
+
+    @property
+    def status(self) -> str:
+        if self.is_finished:
+            return "finished"
+        return "interrupted" if (self.folder / "checkpoints").is_dir() else "started"
+
+    def recipe(self) -> Recipe:
+        return read_recipe(self.folder)
+
+    def results(self) -> dict[str, Any]:
+        """results.json. Raises RunError while the run is not finished."""
+        if not self.is_finished:
+            raise RunError(f"{self.folder} is not finished; tl-nlp train {self.folder} goes on with it")
+        return _read(self.folder / "results.json")
+
+    def data(self) -> dict[str, Any]:
+        """data.json, {} before the data was read."""
+        path = self.folder / "data.json"
+        return _read(path) if path.is_file() else {}
+
+    def log(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
+        """Adds a line to metrics.jsonl."""
+        line = {"step": step, "epoch": round(epoch, 4), "split": split, "values": values}
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+    def forget_after(self, step: int) -> None:
+        """Drops the lines of metrics.jsonl beyond `step`, which a resumed training writes again."""
+        lines = [json.dumps(line) + "\n" for line in self.history() if line["step"] <= step]
+        if lines or (self.folder / "metrics.jsonl").exists():
+            (self.folder / "metrics.jsonl").write_text("".join(lines), "utf-8")
+
+    def write_environment(self, values: dict[str, Any]) -> None:
+        self._write("environment.json", values)
+
+    def write_data(self, values: dict[str, Any]) -> None:
+        self._write("data.json", values)
+
+    def write_results(self, values: dict[str, Any]) -> None:
+        self._write("results.json", values)
+
+    def predictions_file(self, split: str) -> Path:
+        folder = self.folder / "predictions"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{split}.parquet"
+
+    def checkpoint_dir(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"step-{step:07d}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """The steps of the checkpoints, the newest last."""
+        return sorted(int(path.name[5:]) for path in (self.folder / "checkpoints").glob("step-*"))
+
+    @staticmethod
+    @contextmanager
+    def writing(folder: Path) -> Iterator[Path]:
+        """A directory to write into that becomes `folder` once the block ends well: complete or absent."""
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        for path in partial.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.replace(folder)
+
+    def _write(self, name: str, values: dict[str, Any]) -> None:
+        partial = self.folder / f".{name}.partial"
+        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        partial.replace(self.folder / name)
+
+
+def runs_root() -> Path:
+    return Path(os.environ.get("TL_NLP_RUNS", "runs"))
+
+
+def all_runs(root: Path | None = None) -> list[Run]:
+    """The runs under `root`, the newest last."""
+    found = [Run.find(path.parent) for path in (runs_root() if root is None else root).glob(f"*/*/{RECIPE}")]
+    return sorted((run for run in found if run is not None), key=lambda run: (run.folder.name, str(run.folder)))
+
+
+def artifact_folder(path: str | Path) -> Path:
+    """The artifact of a run, or `path` itself where it is an artifact. Raises RunError."""
+    folder = Path(path)
+    if (folder / RECIPE).is_file() and Run.find(folder) is None:
+        return folder
+    return Run.open(path).artifact
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe in a run directory or an artifact. Raises RunError where it is damaged."""
+    try:
+        return Recipe(**_read(folder / RECIPE))
+    except RecipeError as error:
+        raise RunError(f"{folder / RECIPE} does not hold a recipe of this version: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{path} holds no JSON object")
+    return values

@@ -1,0 +1,72 @@
+"""Any number of labels at once: topics, tags, toxic traits."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from tl_nlp.errors import DataError
+from tl_nlp.recipe import Task
+from tl_nlp.types import Labels, Metrics, Prediction
+from tl_nlp.windows import text_windows
+
+
+class Multilabel(Task):
+    """Each label is a decision of its own. A target is a list of labels, or `a|b` where the file holds text."""
+
+    head: ClassVar[str] = "multilabel"
+    main_metric: ClassVar[str] = "micro_f1"
+
+    labels: tuple[str, ...] = ()  # default: those in the data, in order
+    max_windows: int = Field(8, ge=1)
+    threshold: float = Field(0.5, gt=0, lt=1)  # the probability from which a label is given
+
+    def resolve(self, rows: Any) -> "Multilabel":
+        if self.labels:
+            return self
+        found = sorted({name for split in rows.values() for target in split["target"] for name in split_labels(target)})
+        if not found:
+            raise DataError("no row has a label; a target is a list of labels, or a|b in a CSV")
+        return self.model_copy(update={"labels": tuple(found)})
+
+    def outputs(self) -> list[str]:
+        return list(self.labels)
+
+    def encode(self, rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, list[Any]]:
+        encoded = text_windows(rows["text"], rows.get("pair"), tokenizer, self.max_length, self.max_windows)
+        if "target" in rows:
+            encoded["labels"] = self._indicators(rows).astype(float).tolist()
+        return encoded
+
+    def _indicators(self, rows: dict[str, list[Any]]) -> np.ndarray:
+        """0/1 of shape (examples, labels)."""
+        indicators = np.zeros((len(rows["target"]), len(self.labels)), dtype=np.int8)
+        for index, (target, row) in enumerate(zip(rows["target"], rows["id"], strict=True)):
+            for name in split_labels(target):
+                if name not in self.labels:
+                    raise DataError(f"row {row}: {name!r} is none of the labels {', '.join(self.labels)}; "
+                                    "add it to task.labels or map it with data.values")
+                indicators[index, self.labels.index(name)] = 1
+        return indicators
+
+    def decode(self, outputs: list[np.ndarray], rows: dict[str, list[Any]], tokenizer: Any) -> list[Prediction]:
+        return [
+            Labels(
+                [name for name, share in zip(self.labels, probabilities, strict=True) if share >= self.threshold],
+                dict(zip(self.labels, probabilities.tolist(), strict=True)),
+            )
+            for probabilities in outputs
+        ]
+
+    def score(self, predictions: list[Prediction], rows: dict[str, list[Any]]) -> Metrics:
+        from tl_nlp.scoring import LabelsMetrics
+
+        given = {"target": [p.labels for p in predictions if isinstance(p, Labels)], "id": rows["id"]}
+        return LabelsMetrics().compute(
+            predictions=self._indicators(given).tolist(), references=self._indicators(rows).tolist()
+        )
+
+
+def split_labels(target: Any) -> list[str]:
+    """The labels of a target that is a list, or text with `|` between the labels."""
+    return list(target) if isinstance(target, list) else [name.strip() for name in target.split("|") if name.strip()]

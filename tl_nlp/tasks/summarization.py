@@ -1,0 +1,67 @@
+"""A short text written for a long one, by a T5- or BART-style model."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from tl_nlp.errors import RecipeError
+from tl_nlp.recipe import Task
+from tl_nlp.types import Metrics, Prediction, Text
+from tl_nlp.windows import shorten
+
+
+class Summarization(Task):
+    """Generation: greedy with one beam, else beam search. What of the text exceeds `max_length` is cut and counted."""
+
+    head: ClassVar[str] = "generate"
+    main_metric: ClassVar[str] = "rouge1"
+    columns: ClassVar[tuple[str, ...]] = ("others",)  # further references, a list of texts
+
+    max_length: int = Field(512, ge=8)  # tokens of the text
+    max_new_tokens: int = Field(64, ge=1)
+    min_new_tokens: int = Field(0, ge=0)
+    beams: int = Field(1, ge=1)
+    prefix: str = ""  # in front of every text; T5 was pretrained with "summarize: "
+
+    @model_validator(mode="after")
+    def _lengths(self) -> "Summarization":
+        if self.min_new_tokens > self.max_new_tokens:
+            raise RecipeError(f"{self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}", "min_new_tokens")
+        return self
+
+    def head_settings(self) -> dict[str, Any]:
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "min_new_tokens": self.min_new_tokens,
+            "beams": self.beams,
+        }
+
+    def outputs(self) -> list[str]:
+        return []
+
+    def encode(self, rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, list[Any]]:
+        texts = [self.prefix + text for text in rows["text"]]
+        if rows.get("pair"):
+            texts = [f"{self.prefix}{pair} {text}" for pair, text in zip(rows["pair"], rows["text"], strict=True)]
+        n_special = tokenizer.num_special_tokens_to_add()
+        texts, cut = shorten(texts, tokenizer, self.max_length - n_special)
+        encoded = tokenizer(texts, truncation=True, max_length=self.max_length, return_attention_mask=False)
+        result = {"input_ids": [[ids] for ids in encoded["input_ids"]], "cut": cut}
+        if "target" in rows:
+            options = {"truncation": True, "max_length": self.max_new_tokens, "return_attention_mask": False}
+            result["labels"] = tokenizer(text_target=rows["target"], **options)["input_ids"]
+        return result
+
+    def decode(self, outputs: list[np.ndarray], rows: dict[str, list[Any]], tokenizer: Any) -> list[Prediction]:
+        texts = tokenizer.batch_decode([ids.tolist() for ids in outputs], skip_special_tokens=True)
+        return [Text(text.strip()) for text in texts]
+
+    def score(self, predictions: list[Prediction], rows: dict[str, list[Any]]) -> Metrics:
+        from tl_nlp.scoring import TextMetrics
+
+        others = rows.get("others") or [None] * len(predictions)
+        return TextMetrics().compute(
+            predictions=[prediction.text for prediction in predictions if isinstance(prediction, Text)],
+            references=[[one, *(more or [])] for one, more in zip(rows["target"], others, strict=True)],
+        )

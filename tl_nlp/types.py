@@ -1,0 +1,50 @@
+"""The values that travel between the parts: predictions, metrics and the names of the columns."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+COLUMNS = ("id", "text", "target", "pair", "group")
+"""The columns of a row that every part knows; a task may read more (`Task.columns`)."""
+
+Metrics = dict[str, float]
+"""Metric name to value; ROUGE and BLEU are 0-100, everything else is on its natural scale."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """One of the declared labels."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Any number of the declared labels, in their declared order."""
+
+    labels: list[str]
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A number for each trait, on the scale of the task."""
+
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text; where it was picked from the input, `sentences` are the indices of its sentences."""
+
+    text: str
+    sentences: list[int] | None = None
+
+
+Prediction = Label | Labels | Scores | Text
+
+
+def as_json(prediction: Prediction, row_id: str | None = None) -> dict[str, Any]:
+    """The prediction as the JSON object of one line of `tl-nlp predict`; absent parts are left out."""
+    values = {"id": row_id, **asdict(prediction)}
+    return {key: value for key, value in values.items() if value is not None}
