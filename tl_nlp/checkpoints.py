@@ -19,7 +19,12 @@ from torch import Tensor
 from tl_nlp.errors import RunError
 from tl_nlp.run import Run
 
-_WEIGHTS, _MOMENTS, _PROGRESS, _MANIFEST = "weights.safetensors", "optimizer.safetensors", "progress.json", "manifest.json"
+_WEIGHTS, _MOMENTS, _PROGRESS, _MANIFEST = (
+    "weights.safetensors",
+    "optimizer.safetensors",
+    "progress.json",
+    "manifest.json",
+)
 
 
 @dataclass

@@ -28,8 +28,9 @@ def evaluate(run: Run | str | Path, split: str = "test", file: str | Path | None
     if file is not None:
         rows = select(read_table(Path(file)), recipe.data, recipe.task.columns)
         if "target" not in rows.column_names:
-            raise DataError(f"{file} has no column 'target' or {recipe.data.target!r} to score against; "
-                            "tl-nlp predict needs none")
+            raise DataError(
+                f"{file} has no column 'target' or {recipe.data.target!r} to score against; tl-nlp predict needs none"
+            )
     else:
         splits = recipe.data.load()
         if split not in splits:

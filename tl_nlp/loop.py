@@ -156,8 +156,10 @@ def fit(
             norm = _clip(weights, count, training.max_grad_norm, accelerator)
             loss = total / count
             if not math.isfinite(loss) or not math.isfinite(norm):
-                raise RunError(f"step {step + 1}: the loss is {loss} and the gradient's norm {norm}; the last checkpoint "
-                               "is kept; a lower training.lr, or training.precision=float32, mends most such runs")
+                raise RunError(
+                    f"step {step + 1}: the loss is {loss} and the gradient's norm {norm}; the last checkpoint "
+                    "is kept; a lower training.lr, or training.precision=float32, mends most such runs"
+                )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             progress.step += 1
@@ -179,8 +181,11 @@ def fit(
                 _save(run, weights, optimizer, progress, accelerator)
             if stop:
                 number = received[0] if received else signal.SIGTERM
-                raise Interrupted(f"stopped by {signal.Signals(number).name} at step {progress.step} of {plan.steps}; "
-                                  f"tl-nlp train {run.folder} goes on from there", number)
+                raise Interrupted(
+                    f"stopped by {signal.Signals(number).name} at step {progress.step} of {plan.steps}; "
+                    f"tl-nlp train {run.folder} goes on from there",
+                    number,
+                )
     if progress.best_step != progress.step:
         weights.load(checkpoints.read(run.checkpoint_dir(progress.best_step)).weights)
     _freeze_all(model)

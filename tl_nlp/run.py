@@ -53,8 +53,9 @@ class Run:
         """The run at `path`. Raises NoRunError."""
         folder = Path(path)
         if not folder.is_dir():
-            raise NoRunError(f"no run {str(path)!r}: there is no such directory; tl-nlp runs lists those under "
-                             f"{runs_root()}")
+            raise NoRunError(
+                f"no run {str(path)!r}: there is no such directory; tl-nlp runs lists those under {runs_root()}"
+            )
         run = cls.find(folder)
         if run is None:
             raise NoRunError(f"{path} is no run: it holds no {RECIPE}; tl-nlp runs lists those under {runs_root()}")
@@ -171,6 +172,12 @@ def all_runs(root: Path | None = None) -> list[Run]:
     """The runs under `root`, the newest last."""
     found = [Run.find(path.parent) for path in (runs_root() if root is None else root).glob(f"*/*/{RECIPE}")]
     return sorted((run for run in found if run is not None), key=lambda run: (run.folder.name, str(run.folder)))
+
+
+def newest_runs(root: Path | None = None) -> list[Run]:
+    """The newest finished run of each recipe under `root`."""
+    newest = {run.folder.parent.name: run for run in all_runs(root) if run.is_finished}
+    return [newest[name] for name in sorted(newest)]
 
 
 def artifact_folder(path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""Files of rows → Arrow tables, by suffix: csv, tsv, jsonl, parquet. Text stays text: "NA" and "007" are no numbers.
+"""Files of rows ↔ tables, by suffix: csv, tsv, jsonl, parquet. Text stays text: "NA" and "007" are no numbers.
 
 A file that cannot be read says where: DataError with file, line and reason.
 """
@@ -66,8 +66,10 @@ def _where_separated(path: Path, delimiter: str, n_columns: int) -> str | None:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             for row in reader:
                 if len(row) not in (0, n_columns):
-                    return (f"{path}, line {reader.line_num}: {len(row)} fields where the first line names {n_columns} "
-                            f"columns; quote fields that hold {delimiter!r}")
+                    return (
+                        f"{path}, line {reader.line_num}: {len(row)} fields where the first line names {n_columns} "
+                        f"columns; quote fields that hold {delimiter!r}"
+                    )
     except UnicodeDecodeError:
         return _not_utf8(path)
     except csv.Error as error:
@@ -81,8 +83,10 @@ def _not_utf8(path: Path) -> str:
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
-                return (f"{path}, line {number}: byte {line[error.start]:#04x} is not UTF-8; save the file as UTF-8 "
-                        "(iconv -f latin1 -t utf-8)")
+                return (
+                    f"{path}, line {number}: byte {line[error.start]:#04x} is not UTF-8; save the file as UTF-8 "
+                    "(iconv -f latin1 -t utf-8)"
+                )
     return f"{path} is not UTF-8"
 
 
@@ -126,3 +130,34 @@ READERS = {
     ".jsonl": _read_lines,
     ".parquet": _read_parquet,
 }
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes JSON objects as .jsonl, or flattened as .csv: {"scores": {"style": 3}} becomes a column scores.style."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    elif path.suffix == ".csv":
+        flat = [_flattened(row) for row in rows]
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(flat[0]) if flat else [])
+            writer.writeheader()
+            writer.writerows(flat)
+    else:
+        raise DataError(f"{path}: predictions are written as .jsonl or .csv, not {path.suffix or 'nothing'!r}")
+
+
+def _flattened(row: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": part for key, part in value.items()}
+        elif isinstance(value, list):
+            flat[name] = "|".join(str(part) for part in value)
+        else:
+            flat[name] = _harmless(value)
+    return flat
+
+
+def _harmless(value: Any) -> Any:
+    """Text that a spreadsheet shows and does not run as a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

@@ -94,13 +94,18 @@ def _note_start(
     before = run.data().get("splits", data["splits"])
     changed = [name for name in data["splits"] if before.get(name) != data["splits"][name]]
     if changed:
-        raise RunError(f"the {changed[0]} rows are not those {run.folder} began with, so it cannot go on exactly; "
-                       "put the data back, or train anew from the recipe")
+        raise RunError(
+            f"the {changed[0]} rows are not those {run.folder} began with, so it cannot go on exactly; "
+            "put the data back, or train anew from the recipe"
+        )
     run.write_data(data)
     for name, n_cut in data["tokens_cut"].items():
         if n_cut:
-            print(f"{name}: {n_cut} tokens of long texts are in no window and are not seen; "
-                  "task.max_length and task.max_windows set how many are", file=sys.stderr)
+            print(
+                f"{name}: {n_cut} tokens of long texts are in no window and are not seen; "
+                "task.max_length and task.max_windows set how many are",
+                file=sys.stderr,
+            )
     run.write_environment(
         {
             "versions": {"python": platform.python_version(), **_versions()},
@@ -134,8 +139,11 @@ def _git_revision() -> str | None:
 def _print_size(model: Any, recipe: Recipe) -> None:
     learning = Weights.of(model, recipe.method, recipe.training.epochs).by_name.values()
     n_learning, n_all = sum(w.numel() for w in learning), sum(w.numel() for w in model.parameters())
-    print(f"{recipe.method.kind} on {recipe.checkpoint.name} ({recipe.checkpoint.load_in}): "
-          f"{n_learning:,} of {n_all:,} weights learn", file=sys.stderr)
+    print(
+        f"{recipe.method.kind} on {recipe.checkpoint.name} ({recipe.checkpoint.load_in}): "
+        f"{n_learning:,} of {n_all:,} weights learn",
+        file=sys.stderr,
+    )
 
 
 def _fit(

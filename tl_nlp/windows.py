@@ -7,9 +7,7 @@ from typing import Any
 Rows = dict[str, list[Any]]
 
 
-def text_windows(
-    texts: list[str], pairs: list[str] | None, tokenizer: Any, max_length: int, max_windows: int
-) -> Rows:
+def text_windows(texts: list[str], pairs: list[str] | None, tokenizer: Any, max_length: int, max_windows: int) -> Rows:
     """Each text cut into windows of at most `max_length` tokens, its pair in front of every one.
 
     Returns `input_ids` (and `token_type_ids` where the tokenizer makes them): for each row a list of windows, each a list

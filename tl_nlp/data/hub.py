@@ -30,8 +30,10 @@ class Hub(Data):
             try:
                 rows = datasets.load_dataset(self.name, self.config, split=theirs, revision=self.revision)
             except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
-                raise HubError(f"data set {self.name!r} is neither cached here nor reachable on the Hub "
-                               f"({type(error).__name__}); use files of your own: data=files data.path=FILE") from None
+                raise HubError(
+                    f"data set {self.name!r} is neither cached here nor reachable on the Hub "
+                    f"({type(error).__name__}); use files of your own: data=files data.path=FILE"
+                ) from None
             except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
                 raise DataError(f"data set {self.name!r}, split {theirs!r}: {str(error).splitlines()[0]}") from None
             tables[split] = named_classes(rows).data.table.combine_chunks()

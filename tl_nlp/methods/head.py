@@ -13,8 +13,11 @@ class Head(Method):
 
     def apply(self, model: Any, head: list[str]) -> Any:
         if not head:
-            raise RecipeError(f"{type(model).__name__} writes text through its embeddings and has no head of its own "
-                              "to train; methods that fit: full, lora", "method")
+            raise RecipeError(
+                f"{type(model).__name__} writes text through its embeddings and has no head of its own "
+                "to train; methods that fit: full, lora",
+                "method",
+            )
         return model
 
     def learning(self, weights: list[str], head: list[str], epoch: float) -> set[str]:

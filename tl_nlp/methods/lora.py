@@ -31,8 +31,9 @@ class Lora(Method):
         missing = [name for name in targets if name not in there]
         if missing or not targets:
             raise RecipeError(
-                f"{missing[0]!r} is no linear layer of this checkpoint" if missing else
-                f"no default for the family {model.config.model_type!r}; name linear layers of this checkpoint"
+                f"{missing[0]!r} is no linear layer of this checkpoint"
+                if missing
+                else f"no default for the family {model.config.model_type!r}; name linear layers of this checkpoint"
                 + f"; there are: {', '.join(sorted(there - {module.rpartition('.')[2] for module in head}))}",
                 "method.target_modules",
             )

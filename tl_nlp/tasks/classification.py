@@ -48,8 +48,10 @@ class Classification(Task):
 
     def _index(self, target: str, row: str) -> int:
         if target not in self.labels:
-            raise DataError(f"row {row}: {target!r} is none of the labels {', '.join(self.labels)}; "
-                            "add it to task.labels, map it with data.values or drop the row with data.where")
+            raise DataError(
+                f"row {row}: {target!r} is none of the labels {', '.join(self.labels)}; "
+                "add it to task.labels, map it with data.values or drop the row with data.where"
+            )
         return self.labels.index(target)
 
     def decode(self, outputs: list[np.ndarray], rows: dict[str, list[Any]], tokenizer: Any) -> list[Prediction]:

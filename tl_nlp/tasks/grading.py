@@ -60,8 +60,10 @@ class Grading(Task):
                 grades = self._grades(target, row)
                 outside = [grade for grade in grades if grade < low or grade > high]
                 if outside:
-                    raise DataError(f"row {row}: the grade {outside[0]:g} is outside the scale {low:g} to {high:g}; "
-                                    "correct the row, or the scale in task.low and task.high")
+                    raise DataError(
+                        f"row {row}: the grade {outside[0]:g} is outside the scale {low:g} to {high:g}; "
+                        "correct the row, or the scale in task.low and task.high"
+                    )
                 encoded["labels"].append([(grade - low) / (high - low) for grade in grades])
         return encoded
 
@@ -86,7 +88,9 @@ class Grading(Task):
         scales = []
         for row, low, high in zip(rows["id"], lows, highs, strict=True):
             if low in (None, "") or high in (None, "") or float(low) >= float(high):
-                raise DataError(f"row {row}: its scale is {low} to {high}; give the columns low and high, low below high")
+                raise DataError(
+                    f"row {row}: its scale is {low} to {high}; give the columns low and high, low below high"
+                )
             scales.append((float(low), float(high)))
         return scales
 

@@ -44,8 +44,10 @@ class Multilabel(Task):
         for index, (target, row) in enumerate(zip(rows["target"], rows["id"], strict=True)):
             for name in split_labels(target):
                 if name not in self.labels:
-                    raise DataError(f"row {row}: {name!r} is none of the labels {', '.join(self.labels)}; "
-                                    "add it to task.labels or map it with data.values")
+                    raise DataError(
+                        f"row {row}: {name!r} is none of the labels {', '.join(self.labels)}; "
+                        "add it to task.labels or map it with data.values"
+                    )
                 indicators[index, self.labels.index(name)] = 1
         return indicators
 

@@ -1,0 +1,175 @@
+"""The command line: verbs without logic. What is heavy is imported inside the verbs."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tl_nlp.errors import RecipeError, TLError
+from tl_nlp.recipe import kinds, load_recipe, recipe_files
+from tl_nlp.run import Run, all_runs, newest_runs, runs_root
+
+
+def main(*words: str) -> NoReturn:
+    """Runs the command line of `words` followed by the process's arguments, and exits with its status."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    arguments = _parser().parse_args([*words, *sys.argv[1:]])
+    try:
+        arguments.verb(arguments)
+        sys.stdout.flush()
+        sys.exit(0)
+    except TLError as error:
+        _complain(str(error), arguments.debug)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        _complain(f"{type(error).__name__}: {error} (a fault of tl-nlp; --debug shows where)", arguments.debug)
+        sys.exit(1)
+
+
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "TOKENIZERS_PARALLELISM": "true",
+}
+
+
+def _complain(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"tl-nlp: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser = argparse.ArgumentParser(prog="tl-nlp", description="Fine-tune pretrained language models with recipes.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def add(name: str, verb: Any, text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text, parents=[common])
+        sub.set_defaults(verb=verb)
+        return sub
+
+    add("list", _list, "the recipes in ./recipes, and the kinds of tasks, data and methods")
+    sub = add("show", _show, "a recipe with overrides applied, as JSON")
+    _add_recipe(sub, "RECIPE", "a .py file, or a name in ./recipes")
+    sub = add("train", _train, "fine-tune a recipe into a new run, or go on with an unfinished run")
+    _add_recipe(sub, "RECIPE|RUN", "a recipe (.py file or name), or a run directory")
+    sub = add("evaluate", _evaluate, "score a run on a split of its data or on a file, as JSON")
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--split", default="test", help="default: test")
+    sub.add_argument("--file", type=Path, help="rows with targets: csv, tsv, jsonl or parquet")
+    sub = add("predict", _predict, "predictions for texts, as JSON lines")
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("texts", metavar="TEXT", nargs="*", help="default: the lines of stdin")
+    sub.add_argument("--pair", help="what goes with every TEXT: a question, a prompt, an aspect")
+    sub.add_argument("--input", type=Path, help="rows to predict: csv, tsv, jsonl or parquet")
+    sub.add_argument("--output", type=Path, help="a .jsonl or .csv file in the place of stdout")
+    sub = add("demo", _demo, "a page to try runs in")
+    sub.add_argument(
+        "runs", metavar="RUN", nargs="*", help=f"default: the newest finished of each recipe in {runs_root()}"
+    )
+    add("runs", _runs, f"the runs under {runs_root()}")
+    return parser
+
+
+def _add_recipe(sub: argparse.ArgumentParser, metavar: str, text: str) -> None:
+    sub.add_argument("recipe", metavar=metavar, help=text)
+    sub.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="as training.lr=1e-4 or method=lora")
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    for name, path in recipe_files().items():
+        summary = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n")[0]
+        print(f"{name:22} {summary}")
+    for axis in ("tasks", "data", "methods"):
+        print(f"{axis + ':':22} {', '.join(kinds(axis))}")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    recipe = load_recipe(arguments.recipe, *arguments.overrides)
+    print(json.dumps(recipe.model_dump(mode="json"), indent=2, ensure_ascii=False))
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    chosen: Any
+    if Path(arguments.recipe).is_dir():
+        chosen = Run.open(arguments.recipe)
+        if arguments.overrides:
+            raise RecipeError(
+                f"{arguments.overrides[0]}: a run goes on with the recipe it began with; overrides go with a recipe"
+            )
+    else:
+        chosen = load_recipe(arguments.recipe, *arguments.overrides)
+    from tl_nlp.training import train
+
+    run = train(chosen)
+    if os.environ.get("RANK", "0") != "0":  # under `accelerate launch` one process speaks
+        return
+    for split, scores in run.results()["splits"].items():
+        values = "  ".join(f"{name} {metric['value']:.4g}" for name, metric in scores["metrics"].items())
+        print(f"{split}  {scores['rows']} rows  {values}")
+    print(run.folder)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    run = Run.open(arguments.run)
+    from tl_nlp.evaluation import evaluate
+
+    print(json.dumps(evaluate(run, arguments.split, arguments.file), indent=2))
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from tl_nlp.run import artifact_folder
+
+    artifact_folder(arguments.run)  # a wrong path is answered before torch is imported
+    from tl_nlp.prediction import predictions_of_file, predictions_of_texts
+    from tl_nlp.tables import write_rows
+
+    if arguments.input is not None:
+        if arguments.texts or arguments.pair is not None:
+            raise RecipeError("--input names a file of rows; texts and --pair go without it")
+        rows = predictions_of_file(arguments.run, arguments.input)
+    else:
+        texts = arguments.texts or ([] if sys.stdin.isatty() else sys.stdin.read().splitlines())
+        if not texts:
+            raise RecipeError("no texts: give them as arguments, as lines of stdin, or as a file with --input")
+        rows = predictions_of_texts(arguments.run, texts, arguments.pair)
+    if arguments.output is not None:
+        write_rows(arguments.output, rows)
+    else:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    runs = [Run.open(run) for run in arguments.runs] or newest_runs()
+    if not runs:
+        raise RecipeError(f"no finished run under {runs_root()}; tl-nlp train RECIPE makes one")
+    from tl_nlp.demo.page import serve
+
+    serve(runs)
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    for run in all_runs():
+        recipe, score = run.recipe(), ""
+        if run.is_finished:
+            results = run.results()
+            main_metric = results["main_metric"]
+            for split, scores in results["splits"].items():
+                score += f"  {split} {main_metric} {scores['metrics'][main_metric]['value']:.4g}"
+        print(f"{run.folder}  {run.status}  {recipe.method.kind}{score}")
