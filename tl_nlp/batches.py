@@ -40,7 +40,7 @@ def epoch_order(lengths: Sequence[list[int]], batch_size: int, seed: int, epoch:
 
 
 def passes(rows: Sequence[int], lengths: Sequence[list[int]], device_batch_size: int) -> Iterator[list[int]]:
-    """Splits the rows of a step into forward passes of at most `device_batch_size` windows, rows of like length together.
+    """Splits the rows of a step into forward passes of at most `device_batch_size` windows, like lengths together.
 
     A row's windows stay together; one row alone may have more windows than that.
     """

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from tl_nlp.errors import RecipeError, TLError
 from tl_nlp.recipe import kinds, load_recipe, recipe_files
-from tl_nlp.run import Run, all_runs, newest_runs, runs_root
+from tl_nlp.run import Run, all_runs, artifact_folder, newest_runs, runs_root
 
 
 def main(*words: str) -> NoReturn:
@@ -133,21 +133,23 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from tl_nlp.run import artifact_folder
-
     artifact_folder(arguments.run)  # a wrong path is answered before torch is imported
-    from tl_nlp.prediction import predictions_of_file, predictions_of_texts
-    from tl_nlp.tables import write_rows
+    if arguments.input is not None and (arguments.texts or arguments.pair is not None):
+        raise RecipeError("--input names a file of rows; texts and --pair go without it")
+    texts = arguments.texts or ([] if arguments.input or sys.stdin.isatty() else sys.stdin.read().splitlines())
+    if not texts and arguments.input is None:
+        raise RecipeError("no texts: give them as arguments, as lines of stdin, or as a file with --input")
+    from tl_nlp.prediction import Predictor
+    from tl_nlp.tables import read_table, write_rows
+    from tl_nlp.types import as_json
 
-    if arguments.input is not None:
-        if arguments.texts or arguments.pair is not None:
-            raise RecipeError("--input names a file of rows; texts and --pair go without it")
-        rows = predictions_of_file(arguments.run, arguments.input)
+    table = None if arguments.input is None else read_table(arguments.input)
+    predictor = Predictor.load(arguments.run)
+    if table is not None:
+        rows = predictor.predict_table(table)
     else:
-        texts = arguments.texts or ([] if sys.stdin.isatty() else sys.stdin.read().splitlines())
-        if not texts:
-            raise RecipeError("no texts: give them as arguments, as lines of stdin, or as a file with --input")
-        rows = predictions_of_texts(arguments.run, texts, arguments.pair)
+        predictions = predictor(texts, None if arguments.pair is None else [arguments.pair] * len(texts))
+        rows = [as_json(prediction, str(number)) for number, prediction in enumerate(predictions)]
     if arguments.output is not None:
         write_rows(arguments.output, rows)
     else:

@@ -48,11 +48,11 @@ def score(predictor: Predictor, rows: Dataset) -> tuple[dict[str, Any], list[Pre
 
 
 def write_predictions(path: Path, rows: Dataset, predictions: list[Prediction]) -> None:
-    """A parquet file of id, text, reference and prediction, and what else the predictions carry."""
+    """A parquet file of id, text (and pair), reference and prediction, and what else the predictions carry."""
     import pyarrow as pa
     import pyarrow.parquet
 
-    table: dict[str, Any] = {"id": rows["id"][:], "text": rows["text"][:]}
+    table: dict[str, Any] = columns_of(rows, ("id", "text", "pair"))
     if "target" in rows.column_names:
         table["reference"] = [target if isinstance(target, str) else json.dumps(target) for target in rows["target"]]
     parts = [asdict(prediction) for prediction in predictions]

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 Batch = dict[str, Tensor]
-"""`input_ids` (or `inputs_embeds`) and `attention_mask` of shape (windows, tokens), `rows` of shape (windows,): the index
-of each window's example, `n_rows`, and with targets `labels` of shape (examples, ...)."""
+"""`input_ids` (or `inputs_embeds`) and `attention_mask` of shape (windows, tokens), `rows` of shape (windows,): the
+index of each window's example, `n_rows`, and with targets `labels` of shape (examples, ...)."""
 
 _INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids")
 
@@ -106,8 +106,8 @@ class Regress(Head):
 class Select(Head):
     """Scores of the sentences of each example, learned from targets between 0 and 1.
 
-    A sentence's logit is the mean of its tokens' logits, which equals a linear layer on the mean of its states. The loss
-    compares, over the sentences of one example, the softmax of the logits with the softmax of the targets divided by
+    A sentence's logit is the mean of its tokens' logits, which equals a linear layer on the mean of its states. The
+    loss compares, over the sentences of one example, the softmax of the logits with the softmax of the targets divided by
     `temperature`: listwise cross-entropy (ListNet, Cao et al. 2007). labels: (examples, sentences), NaN where none is.
     Infers logits, -inf for a sentence in no window.
     """

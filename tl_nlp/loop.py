@@ -1,8 +1,8 @@
 """The one training loop. Knows weights, steps and seeds; no text and no task.
 
 What a step computes depends on the recipe alone: gradients are sums over the rows of the step, divided once by what all
-processes counted, so `device_batch_size`, padding and the number of processes change nothing but speed. Everything random
-is drawn from (seed, epoch) or (seed, step), so that a resumed training goes on as if it had never stopped.
+processes counted, so `device_batch_size`, padding and the number of processes change nothing but speed. All chance is
+drawn from (seed, epoch) or (seed, step), so that a resumed training goes on as if it had never stopped.
 """
 
 from __future__ import annotations

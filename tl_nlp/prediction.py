@@ -12,17 +12,17 @@ import torch
 from tqdm import tqdm
 
 from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
-from tl_nlp.errors import DataError
+from tl_nlp.errors import DataError, RunError
 from tl_nlp.hardware import autocast, best_device
 from tl_nlp.heads import HEADS
 from tl_nlp.model import load_trained
 from tl_nlp.recipe import Recipe, Task
 from tl_nlp.rows import columns_of, select
 from tl_nlp.run import Run, artifact_folder, read_recipe
-from tl_nlp.tables import read_table
 from tl_nlp.types import COLUMNS, Prediction, as_json
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 N_TOKENS = 8192  # of one forward pass, padding included
@@ -50,7 +50,7 @@ class Predictor:
     def __call__(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, **columns: list[Any]
     ) -> list[Prediction]:
-        """A prediction for each text. `pairs` and the task's further columns (`low=[0, 0]`) go along where it reads them.
+        """A prediction for each text. `pairs` and further columns of the task (`low=[0, 0]`) go along with them.
 
         Raises DataError for an empty text.
         """
@@ -71,6 +71,14 @@ class Predictor:
                 chunk = rows.select(range(start, min(start + _CHUNK, len(rows))))
                 predictions += self._predict(columns_of(chunk, names), bar)
         return predictions
+
+    def predict_table(self, table: pa.Table) -> list[dict[str, Any]]:
+        """A JSON object for each row of a raw table; columns have our names or the recipe's."""
+        if self.recipe is None:
+            raise RunError("only a predictor loaded from a run knows the recipe's column names")
+        rows = select(table, self.recipe.data, self.task.columns)
+        predictions = zip(rows["id"], self.predict(rows), strict=True)
+        return [as_json(prediction, row) for row, prediction in predictions]
 
     def _predict(self, values: dict[str, list[Any]], bar: Any = None) -> list[Prediction]:
         from datasets import Dataset
@@ -99,17 +107,3 @@ class Predictor:
                 if bar is not None:
                     bar.update(len(rows))
         return outputs
-
-
-def predictions_of_texts(run: str | Path, texts: Sequence[str], pair: str | None = None) -> list[dict[str, Any]]:
-    """A JSON object for each text: one line of `tl-nlp predict`."""
-    predictions = Predictor.load(run)(texts, None if pair is None else [pair] * len(texts))
-    return [as_json(prediction, str(number)) for number, prediction in enumerate(predictions)]
-
-
-def predictions_of_file(run: str | Path, file: Path) -> list[dict[str, Any]]:
-    """A JSON object for each row of a file. Raises DataError for a file that cannot be read."""
-    recipe = read_recipe(artifact_folder(run))
-    rows = select(read_table(file), recipe.data, recipe.task.columns)
-    predictions = Predictor.load(run).predict(rows)
-    return [as_json(prediction, row) for row, prediction in zip(rows["id"], predictions, strict=True)]

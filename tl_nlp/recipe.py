@@ -1,7 +1,7 @@
 """What a recipe is: five choices (checkpoint, data, task, method, training) in one frozen value.
 
-Every abstraction of the package is on this page. A component (a task, a kind of data, a method) is one class in one file,
-and the file's name is its kind: `lora` is class `Lora` in `methods/lora.py`.
+Every abstraction of the package is on this page. A component (a task, a kind of data, a method) is one class in one
+file, and the file's name is its kind: `lora` is class `Lora` in `methods/lora.py`.
 """
 
 from __future__ import annotations

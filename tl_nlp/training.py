@@ -87,19 +87,17 @@ def _note_start(
     run: Run, recipe: Recipe, rows: DatasetDict, encoded: dict[str, Encoded], accelerator: Accelerator
 ) -> None:
     """Writes data.json and environment.json; a resumed run whose data has changed is refused with a RunError."""
-    data = {
-        "splits": {name: {"rows": len(split), "fingerprint": fingerprint(split)} for name, split in rows.items()},
-        "tokens_cut": {name: int(sum(split["cut"])) for name, split in encoded.items()},
-    }
-    before = run.data().get("splits", data["splits"])
-    changed = [name for name in data["splits"] if before.get(name) != data["splits"][name]]
+    splits = {name: {"rows": len(split), "fingerprint": fingerprint(split)} for name, split in rows.items()}
+    tokens_cut = {name: int(sum(split["cut"])) for name, split in encoded.items()}
+    before = run.data().get("splits", splits)
+    changed = [name for name in splits if before.get(name) != splits[name]]
     if changed:
         raise RunError(
             f"the {changed[0]} rows are not those {run.folder} began with, so it cannot go on exactly; "
             "put the data back, or train anew from the recipe"
         )
-    run.write_data(data)
-    for name, n_cut in data["tokens_cut"].items():
+    run.write_data({"splits": splits, "tokens_cut": tokens_cut})
+    for name, n_cut in tokens_cut.items():
         if n_cut:
             print(
                 f"{name}: {n_cut} tokens of long texts are in no window and are not seen; "

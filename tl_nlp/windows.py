@@ -10,8 +10,8 @@ Rows = dict[str, list[Any]]
 def text_windows(texts: list[str], pairs: list[str] | None, tokenizer: Any, max_length: int, max_windows: int) -> Rows:
     """Each text cut into windows of at most `max_length` tokens, its pair in front of every one.
 
-    Returns `input_ids` (and `token_type_ids` where the tokenizer makes them): for each row a list of windows, each a list
-    of ids; and `cut`: for each row how many tokens are in no window. A pair takes at most half a window.
+    Returns `input_ids` (and `token_type_ids` where the tokenizer makes them): for each row a list of windows, each a
+    list of ids; and `cut`: for each row how many tokens are in no window. A pair takes at most half a window.
     """
     cut = [0] * len(texts)
     options = {"return_overflowing_tokens": True, "return_attention_mask": False, "max_length": max_length}

@@ -1,6 +1,6 @@
 """ACLSum: 250 papers of the ACL with a human one-sentence summary and highlights for each of three aspects.
 
-Takeshita et al. 2024, https://arxiv.org/abs/2403.05303; read from the installed package `aclsum`, which is not imported.
+Takeshita et al. 2024, https://arxiv.org/abs/2403.05303; read from the installed package `aclsum`, of which nothing runs.
 """
 
 from typing import Any, Literal

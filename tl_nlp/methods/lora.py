@@ -10,7 +10,7 @@ from tl_nlp.recipe import Method
 
 
 class Lora(Method):
-    """LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) through PEFT; the head learns in full and is saved with it.
+    """LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) through PEFT; the head learns in full and goes with it.
 
     An update of a frozen matrix W is (alpha / rank) B A, with A of shape (rank, in) and B of shape (out, rank).
     """

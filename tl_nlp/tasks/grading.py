@@ -15,7 +15,7 @@ from tl_nlp.windows import text_windows
 class Grading(Task):
     """A grade between `low` and `high` for each trait; the pair is the question, prompt or reference answer.
 
-    The model learns grades as shares of the scale, 0 to 1. Rows may bring scales of their own in the columns low and high.
+    The model learns grades as shares of the scale, 0 to 1. Rows may bring scales of their own, columns low and high.
     """
 
     head: ClassVar[str] = "regress"

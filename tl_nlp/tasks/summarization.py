@@ -47,7 +47,7 @@ class Summarization(Task):
         n_special = tokenizer.num_special_tokens_to_add()
         texts, cut = shorten(texts, tokenizer, self.max_length - n_special)
         encoded = tokenizer(texts, truncation=True, max_length=self.max_length, return_attention_mask=False)
-        result = {"input_ids": [[ids] for ids in encoded["input_ids"]], "cut": cut}
+        result: dict[str, list[Any]] = {"input_ids": [[ids] for ids in encoded["input_ids"]], "cut": cut}
         if "target" in rows:
             options = {"truncation": True, "max_length": self.max_new_tokens, "return_attention_mask": False}
             result["labels"] = tokenizer(text_target=rows["target"], **options)["input_ids"]

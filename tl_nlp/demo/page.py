@@ -1,0 +1,179 @@
+"""The page: one tab a run, with the answer shown as its kind of prediction asks for."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pyarrow.parquet
+
+from tl_nlp.errors import RecipeError, TLError
+from tl_nlp.prediction import Predictor
+from tl_nlp.run import Run
+from tl_nlp.tables import read_table, write_rows
+from tl_nlp.types import Label, Labels, Prediction, Scores, Text
+
+MAX_CHARACTERS = 100_000  # of one text
+MAX_FILE = "20mb"
+_N_EXAMPLES = 3
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(runs: list[Run]) -> None:
+    """Serves the page of the runs until interrupted.
+
+    GRADIO_SERVER_NAME and GRADIO_SERVER_PORT are honoured; a page beyond this machine needs TL_NLP_PASSWORD.
+    Raises RecipeError where it is missing.
+    """
+    name, password = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), os.environ.get("TL_NLP_PASSWORD")
+    if name not in _LOOPBACK and not password:
+        raise RecipeError(
+            f"GRADIO_SERVER_NAME={name} opens the page to the network; set TL_NLP_PASSWORD, with which "
+            "user tl-nlp logs in, or leave the name out to serve this machine alone"
+        )
+    page = build(runs).queue(max_size=64)
+    page.launch(
+        server_name=name,
+        auth=("tl-nlp", password) if password else None,
+        share=False,
+        show_error=False,
+        enable_monitoring=False,
+        max_file_size=MAX_FILE,
+        allowed_paths=[],
+        footer_links=[],
+    )
+
+
+def build(runs: list[Run]) -> gr.Blocks:
+    """The page of the runs, each with its model loaded."""
+    with gr.Blocks(title="tl_nlp", analytics_enabled=False) as page:
+        for run in runs:
+            with gr.Tab(
+                run.folder.parent.name if _is_only_of_its_recipe(run, runs) else "/".join(run.folder.parts[-2:])
+            ):
+                _tab(run, Predictor.load(run))
+    return page
+
+
+def _is_only_of_its_recipe(run: Run, runs: list[Run]) -> bool:
+    return sum(other.folder.parent.name == run.folder.parent.name for other in runs) == 1
+
+
+def _tab(run: Run, predictor: Predictor) -> None:
+    recipe = run.recipe()
+    gr.Markdown(f"**{recipe.task.kind}**, {recipe.method.kind} on `{recipe.checkpoint.name}`. {_scores(run)}")
+    examples = _examples(run)
+    with gr.Row():
+        with gr.Column():
+            pair = gr.Textbox(
+                label="Pair (question, prompt or aspect)", visible=bool(examples and "pair" in examples[0])
+            )
+            text = gr.Textbox(label="Text", lines=6, max_lines=20, placeholder="Type or paste a text")
+            button = gr.Button("Predict", variant="primary")
+        with gr.Column():
+            outputs, show = _answer(predictor)
+
+    def answer(pair: str, text: str) -> Any:
+        with _as_message():
+            if len(text) > MAX_CHARACTERS:
+                raise gr.Error(f"The text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read.")
+            prediction = predictor([text], [pair] if pair.strip() else None)[0]
+            return show(prediction, text)
+
+    gr.on([button.click, text.submit], answer, [pair, text], outputs, api_name=False)
+    if examples:
+        gr.Examples([[example.get("pair", ""), example["text"]] for example in examples], [pair, text])
+
+    def batch(file: str) -> str:
+        with _as_message():
+            target = Path(tempfile.mkdtemp(prefix="tl_nlp-")) / "predictions.csv"
+            table = read_table(Path(file))
+            write_rows(target, predictor.predict_table(table))
+            return str(target)
+
+    with gr.Accordion("A file of texts", open=False):
+        names = {recipe.data.text, "text"}
+        gr.Markdown(f"A CSV with a column {' or '.join(f'`{name}`' for name in sorted(names))}.")
+        with gr.Row():
+            upload = gr.File(label="CSV", file_types=[".csv"])
+            download = gr.File(label="Predictions", interactive=False)
+        gr.Button("Predict the file").click(batch, upload, download, api_name=False)
+
+
+class _as_message:
+    """An error of ours as a message of the page."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, TLError):
+            raise gr.Error(str(error)) from None
+
+
+def _scores(run: Run) -> str:
+    if not run.is_finished:
+        return ""
+    results = run.results()
+    name = results["main_metric"]
+    parts = [
+        f"{name} {scores['metrics'][name]['value']:.3g} on {scores['rows']:,} rows ({split})"
+        for split, scores in results["splits"].items()
+    ]
+    return "; ".join(parts) + "."
+
+
+def _examples(run: Run) -> list[dict[str, str]]:
+    """The first rows of the run's own test split, which are kept on this machine and are not part of the artifact."""
+    file = run.predictions_file("test")
+    if not file.is_file():
+        return []
+    table = pyarrow.parquet.read_table(file)
+    return table.select([name for name in ("pair", "text") if name in table.column_names])[:_N_EXAMPLES].to_pylist()
+
+
+def _answer(predictor: Predictor) -> tuple[list[Any], Callable[[Prediction, str], Any]]:
+    """The components that show this task's predictions, and what fills them."""
+    head = predictor.task.head
+    if head == "classify":
+        return [gr.Label(label="Label", num_top_classes=10)], _show_label
+    if head == "multilabel":
+        return [gr.Textbox(label="Labels"), gr.Label(label="Probabilities", num_top_classes=10)], _show_labels
+    if head == "regress":
+        return [gr.Dataframe(label="Grades", headers=["trait", "grade"], interactive=False)], _show_scores
+    if head == "select":
+        marked = gr.HighlightedText(label="Chosen sentences", color_map={"chosen": "#ffd54d"}, show_legend=False)
+
+        def show(prediction: Prediction, text: str) -> Any:
+            assert isinstance(prediction, Text)
+            chosen = set(prediction.sentences or [])
+            sentences = predictor.task.sentences(text)  # type: ignore[attr-defined]
+            spans = [(f"{sentence} ", "chosen" if n in chosen else None) for n, sentence in enumerate(sentences)]
+            return prediction.text, spans
+
+        return [gr.Textbox(label="Summary", lines=3), marked], show
+    return [gr.Textbox(label="Summary", lines=3)], _show_text
+
+
+def _show_label(prediction: Prediction, text: str) -> Any:
+    assert isinstance(prediction, Label)
+    return prediction.probabilities
+
+
+def _show_labels(prediction: Prediction, text: str) -> Any:
+    assert isinstance(prediction, Labels)
+    return ", ".join(prediction.labels) or "none", prediction.probabilities
+
+
+def _show_scores(prediction: Prediction, text: str) -> Any:
+    assert isinstance(prediction, Scores)
+    return [[trait, round(score, 2)] for trait, score in prediction.scores.items()]
+
+
+def _show_text(prediction: Prediction, text: str) -> Any:
+    assert isinstance(prediction, Text)
+    return prediction.text
