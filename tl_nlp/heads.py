@@ -107,9 +107,9 @@ class Select(Head):
     """Scores of the sentences of each example, learned from targets between 0 and 1.
 
     A sentence's logit is the mean of its tokens' logits, which equals a linear layer on the mean of its states. The
-    loss compares, over the sentences of one example, the softmax of the logits with the softmax of the targets divided by
-    `temperature`: listwise cross-entropy (ListNet, Cao et al. 2007). labels: (examples, sentences), NaN where none is.
-    Infers logits, -inf for a sentence in no window.
+    loss compares, over the sentences of one example, the softmax of the logits with the softmax of the targets divided
+    by `temperature`: listwise cross-entropy (ListNet, Cao et al. 2007). labels: (examples, sentences), NaN where none
+    is. Infers logits, -inf for a sentence in no window.
     """
 
     auto_class = "AutoModelForTokenClassification"

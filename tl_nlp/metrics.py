@@ -83,17 +83,17 @@ def rouge(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> di
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
-def rouge_scores(references: Sequence[str], prediction: str) -> dict[str, float]:
+def rouge_scores(references: Sequence[str], prediction: str, types: tuple[str, ...] = ROUGE_TYPES) -> dict[str, float]:
     """ROUGE of one prediction, 0-100: the best of its references for each type."""
-    all_scores = [_rouge_scorer().score(reference, prediction) for reference in references]
-    return {name: 100 * max(scores[name].fmeasure for scores in all_scores) for name in ROUGE_TYPES}
+    all_scores = [_rouge_scorer(types).score(reference, prediction) for reference in references]
+    return {name: 100 * max(scores[name].fmeasure for scores in all_scores) for name in types}
 
 
-@lru_cache(maxsize=1)
-def _rouge_scorer() -> Any:
+@lru_cache
+def _rouge_scorer(types: tuple[str, ...]) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
+    return RougeScorer(list(types), use_stemmer=True)
 
 
 def bleu(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> float:

@@ -92,7 +92,7 @@ class Predictor:
         return self.task.decode(self.infer(encoded, bar), values, self.tokenizer)
 
     def infer(self, encoded: Encoded, bar: Any = None) -> list[np.ndarray]:
-        """What the head infers for each encoded row, in their order; long rows first, each pass within a token budget."""
+        """What the head infers for each encoded row, in their order; each pass keeps within a token budget."""
         device = next(self.model.parameters()).device
         pad_id = self.tokenizer.pad_token_id or 0
         lengths = getattr(encoded, "lengths", None) or window_lengths(encoded)

@@ -92,6 +92,10 @@ def find_kind(axis: str, kind: str) -> type[Component]:
     return getattr(module, "".join(part.capitalize() for part in kind.split("_")))
 
 
+_NAMED_BY = {"checkpoint": "name", "data": "kind", "task": "kind", "method": "kind"}
+"""Which of their keys a plain text sets: `method=lora` is `{"kind": "lora"}`."""
+
+
 def _as_component(axis: str, value: Any) -> Component:
     if isinstance(value, str):
         value = {"kind": value}
@@ -265,10 +269,13 @@ class Recipe(Value):
             *parents, last = key.split(".")
             node = values
             for parent in parents:
-                if not isinstance(node.get(parent), dict):
-                    raise RecipeError(f"{parent!r} holds no keys; there are: {', '.join(node)}", key)
-                node = node[parent]
-            node[last] = _parse(text, key)
+                node = node.setdefault(parent, {})
+                if not isinstance(node, dict):
+                    raise RecipeError(f"{parent!r} holds no keys", key)
+            value = _parse(text, key)
+            if not parents and isinstance(value, str) and last in _NAMED_BY:
+                value = {_NAMED_BY[last]: value}
+            node[last] = value
         return Recipe(**values)
 
 

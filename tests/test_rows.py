@@ -1,0 +1,98 @@
+"""Rows: our columns, and splits that leak nothing."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import review_rows, write_jsonl
+
+from tl_nlp.data.files import Files
+from tl_nlp.errors import DataError
+
+
+def write(tmp_path: Path, rows: list[dict]) -> Path:
+    return write_jsonl(tmp_path / "rows.jsonl", rows)
+
+
+def test_one_file_is_split_70_15_15_stratified_and_seeded(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "target": "rare" if n % 10 == 0 else "common"} for n in range(1000)]
+    path = write(tmp_path, rows)
+    splits = Files(path=path).load()
+    assert {name: len(split) for name, split in splits.items()} == {"train": 700, "validation": 150, "test": 150}
+    assert {name: split["target"][:].count("rare") for name, split in splits.items()} == {
+        "train": 70,
+        "validation": 15,
+        "test": 15,
+    }
+    assert Files(path=path).load()["test"]["text"][:] == splits["test"]["text"][:]
+    assert Files(path=path, seed=1).load()["test"]["text"][:] != splits["test"]["text"][:]
+    assert splits["train"]["id"][:2] == ["train-0", "train-1"]
+
+
+def test_equal_texts_and_kept_together_rows_share_a_split(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n % 150}", "target": str(n % 2), "author": f"author {n % 30}"} for n in range(300)]
+    splits = Files(path=write(tmp_path, rows), keep_together="author").load()
+    for column in ("text", "keep_together"):
+        owners = [set(split[column]) for split in splits.values()]
+        assert sum(len(owner) for owner in owners) == len(set().union(*owners))
+    assert all(len(split) for split in splits.values())
+
+
+def test_equal_texts_with_other_pairs_are_other_examples(tmp_path: Path) -> None:
+    rows = [{"text": "yes", "pair": f"question {n}", "target": str(n % 2)} for n in range(100)]
+    splits = Files(path=write(tmp_path, rows)).load()
+    assert {name: len(split) for name, split in splits.items()} == {"train": 70, "validation": 15, "test": 15}
+
+
+def test_numeric_targets_are_stratified_by_their_range(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "target": n / 7} for n in range(1000)]
+    splits = Files(path=write(tmp_path, rows)).load()
+    means = [sum(map(float, split["target"])) / len(split) for split in splits.values()]
+    assert max(means) - min(means) < 5
+
+
+def test_given_splits_stay_and_missing_ones_come_from_train(tmp_path: Path) -> None:
+    train = write_jsonl(tmp_path / "train.jsonl", review_rows(100))
+    test = write_jsonl(tmp_path / "test.jsonl", review_rows(20, seed=1))
+    splits = Files(train=train, test=test, tests={"test_unseen": test}).load()
+    sizes = {name: len(split) for name, split in splits.items()}
+    assert sizes == {"train": 85, "validation": 15, "test": 20, "test_unseen": 20}
+
+
+def test_columns_values_and_filters_map_to_ours(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    lines = [f"review {n},{n % 2},{'web' if n % 4 < 2 else 'shop'},{n}" for n in range(80)]
+    path.write_text("\n".join(["body,stars,source,number", *lines]), "utf-8")
+    data = Files(
+        path=path, text="body", target="stars", id="number", values={"0": "bad", "1": "good"}, where={"source": "web"}
+    )
+    splits = data.load()
+    assert sum(len(split) for split in splits.values()) == 40
+    assert Counter(splits["train"]["target"]) == {"bad": 14, "good": 14}
+    assert set(splits["train"]["source"]) == {"web"}
+    assert splits["test"]["id"][0].isdigit()
+    assert len(Files(path=path, text="body", target="stars", rows=5).load()["train"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"text": "boddy"}, "data.text: no column 'boddy' in split train; there are: text, target"),
+        ({"group": "prompt"}, "data.group: no column 'prompt'"),
+        ({"where": {"lang": "en"}}, "data.where: no column 'lang'"),
+        ({"where": {"target": "neutral"}}, "data.where.target: no row of split train has 'neutral'; it has 'negative', 'positive'"),
+        ({"keep_together": "author"}, "data.keep_together: no column 'author'"),
+        ({"keep_together": "target"}, "has no rows; check data.where, data.keep_together"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path: Path, choices: dict, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        Files(path=write(tmp_path, review_rows(20)), **choices).load()
+    assert message in str(caught.value)
+
+
+def test_empty_texts_are_refused_with_their_row(tmp_path: Path) -> None:
+    rows = review_rows(30)
+    rows[7]["text"] = "  "
+    with pytest.raises(DataError, match="1 rows have an empty text, row .*-.* the first"):
+        Files(path=write(tmp_path, rows)).load()

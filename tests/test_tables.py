@@ -1,0 +1,69 @@
+"""Files of rows: text stays text, and a fault is named with file, line and reason."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from tl_nlp.errors import DataError
+from tl_nlp.tables import read_table, write_rows
+
+
+def test_csv_text_stays_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes('\ufefftext,target\nNA,007\n"null, ""quoted""",3.0\n"two\nlines",nan\n'.encode())
+    assert read_table(path).to_pydict() == {
+        "text": ["NA", 'null, "quoted"', "two\nlines"],
+        "target": ["007", "3.0", "nan"],
+    }
+
+
+def test_the_same_rows_from_every_format(tmp_path: Path) -> None:
+    rows = {"text": ["a b", "c"], "target": ["1", "0"]}
+    (tmp_path / "a.csv").write_text("text,target\na b,1\nc,0\n")
+    (tmp_path / "a.tsv").write_text("text\ttarget\na b\t1\nc\t0\n")
+    (tmp_path / "a.jsonl").write_text('{"text": "a b", "target": "1"}\n\n{"text": "c", "target": "0"}\n')
+    pa.parquet.write_table(pa.table(rows), tmp_path / "a.parquet")
+    for suffix in ("csv", "tsv", "jsonl", "parquet"):
+        assert read_table(tmp_path / f"a.{suffix}").to_pydict() == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"text,target\nfine,1\na,b,c\n", "a.csv, line 3: 3 fields where the first line names 2 columns"),
+        ("a.csv", b"text,target\ncaf\xe9,1\n", "a.csv, line 2: byte 0xe9 is not UTF-8; save the file as UTF-8"),
+        ("a.csv", b"te\xe9xt,target\nx,1\n", "a.csv, line 1: byte 0xe9 is not UTF-8"),
+        ("a.csv", b"", "a.csv is empty"),
+        ("a.csv", b"text,target\n", "a.csv holds no rows"),
+        ("a.csv", b"text,text\na,b\n", "two columns are named 'text'"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', "a.jsonl, line 2: no JSON object"),
+        ("a.jsonl", b'{"text": "a"}\n[1]\n', "a.jsonl, line 2: no JSON object but list"),
+        ("a.jsonl", b'{"text": "caf\xe9"}\n', "a.jsonl, line 1: byte 0xe9 is not UTF-8"),
+        ("a.parquet", b"nonsense", "a.parquet is no parquet file"),
+        ("a.xlsx", b"", "files of rows end in .csv, .tsv, .jsonl, .parquet, not '.xlsx'"),
+    ],
+)
+def test_faults_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_table(tmp_path / name)
+    assert message in str(caught.value)
+
+
+def test_a_missing_file_says_where_paths_count_from(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no file 'nosuch.csv'; paths count from"):
+        read_table(Path("nosuch.csv"))
+
+
+def test_predictions_as_csv_are_flat_and_run_no_formula(tmp_path: Path) -> None:
+    rows = [{"id": "=1+1", "labels": ["a", "b"], "probabilities": {"a": 0.9, "b": 0.8}, "text": "@cmd"}]
+    write_rows(tmp_path / "p.csv", rows)
+    assert read_table(tmp_path / "p.csv").to_pylist() == [
+        {"id": "'=1+1", "labels": "a|b", "probabilities.a": "0.9", "probabilities.b": "0.8", "text": "'@cmd"}
+    ]
+    write_rows(tmp_path / "p.jsonl", rows)
+    assert read_table(tmp_path / "p.jsonl").to_pylist() == rows
+    with pytest.raises(DataError, match=r"written as \.jsonl or \.csv"):
+        write_rows(tmp_path / "p.txt", rows)

@@ -1,0 +1,89 @@
+"""Extractive summaries: a BERT-style model picks sentences of a long text."""
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from tl_nlp.errors import DataError
+from tl_nlp.metrics import rouge_scores
+from tl_nlp.recipe import Task
+from tl_nlp.types import Metrics, Prediction, Text
+from tl_nlp.windows import sentence_windows
+
+
+class Highlights(Task):
+    """The best sentences of a text, in its order; the pair is what they are to be about (an aspect, a question).
+
+    The model learns each sentence's worth: its ROUGE against the summary that is the target, or marks made by people.
+    """
+
+    head: ClassVar[str] = "select"
+    main_metric: ClassVar[str] = "rouge1"
+    columns: ClassVar[tuple[str, ...]] = ("sentences", "sections", "highlights", "others")
+
+    max_length: int = Field(128, ge=32)  # tokens in one window
+    max_windows: int = Field(64, ge=1)
+    n_sentences: int = Field(2, ge=1)  # that are picked
+    learn_from: Literal["target", "highlights"] = "target"  # highlights: a column with 0 or 1 for each sentence
+    temperature: float = Field(0.05, gt=0)  # of the worths; lower asks for the best sentence, higher for good ones
+    language: str = "en"  # of texts that come without the column sentences, for finding their ends
+
+    def head_settings(self) -> dict[str, Any]:
+        return {"temperature": self.temperature}
+
+    def outputs(self) -> list[str]:
+        return ["worth"]
+
+    def sentences(self, text: str) -> list[str]:
+        """The sentences of a text."""
+        from sentencex import segment
+
+        return [sentence.strip() for sentence in segment(self.language, text) if sentence.strip()]
+
+    def encode(self, rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, list[Any]]:
+        sentences = self._sentences(rows)
+        headings = rows.get("sections") or [None] * len(sentences)
+        pairs = rows.get("pair") or [""] * len(sentences)
+        encoded = sentence_windows(sentences, pairs, headings, tokenizer, self.max_length, self.max_windows)
+        if self.learn_from == "highlights" and "highlights" in rows:
+            encoded["labels"] = [[float(mark) for mark in marks] for marks in rows["highlights"]]
+            for row, theirs, marks in zip(rows["id"], sentences, encoded["labels"], strict=True):
+                if len(theirs) != len(marks):
+                    raise DataError(f"row {row}: {len(marks)} highlights for {len(theirs)} sentences")
+        elif self.learn_from == "highlights" and "target" in rows:
+            raise DataError("task.learn_from=highlights needs the columns sentences and highlights")
+        elif "target" in rows:
+            encoded["labels"] = [
+                [_worth(sentence, summary) for sentence in theirs]
+                for theirs, summary in zip(sentences, rows["target"], strict=True)
+            ]
+        return encoded
+
+    def _sentences(self, rows: dict[str, list[Any]]) -> list[list[str]]:
+        if rows.get("sentences"):
+            return rows["sentences"]
+        return [self.sentences(text) for text in rows["text"]]
+
+    def decode(self, outputs: list[np.ndarray], rows: dict[str, list[Any]], tokenizer: Any) -> list[Prediction]:
+        predictions: list[Prediction] = []
+        for logits, sentences in zip(outputs, self._sentences(rows), strict=True):
+            best = np.argsort(-logits[: len(sentences)], kind="stable")[: self.n_sentences]
+            chosen = sorted(int(index) for index in best if np.isfinite(logits[index]))
+            predictions.append(Text(" ".join(sentences[index] for index in chosen), chosen))
+        return predictions
+
+    def score(self, predictions: list[Prediction], rows: dict[str, list[Any]]) -> Metrics:
+        from tl_nlp.scoring import TextMetrics
+
+        others = rows.get("others") or [None] * len(predictions)
+        return TextMetrics().compute(
+            predictions=[prediction.text for prediction in predictions if isinstance(prediction, Text)],
+            references=[[one, *(more or [])] for one, more in zip(rows["target"], others, strict=True)],
+        )
+
+
+def _worth(sentence: str, summary: str) -> float:
+    """The mean of ROUGE-1 and ROUGE-2, as a share."""
+    scores = rouge_scores([summary], sentence, ("rouge1", "rouge2"))
+    return sum(scores.values()) / 200
