@@ -23,7 +23,7 @@ recipe = Recipe(
         values={"0": "negative", "1": "positive"},
     ),
     task=Classification(labels=("negative", "positive"), max_length=128),
-    method=Full(),
+    method=Full(embeddings=False),
     training=Training(epochs=3, lr=1e-4),
 )
 

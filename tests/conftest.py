@@ -46,7 +46,9 @@ def _tokenizer(**special: str):
         tokenizer.post_processor = processors.TemplateProcessing(
             single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", vocabulary["</s>"])]
         )
-    names = ["input_ids", "token_type_ids", "attention_mask"] if "cls_token" in special else ["input_ids", "attention_mask"]
+    names = (
+        ["input_ids", "token_type_ids", "attention_mask"] if "cls_token" in special else ["input_ids", "attention_mask"]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=names, model_max_length=128, **special)
 
 

@@ -30,7 +30,7 @@ def test_a_recipe_survives_its_json(recipe: Recipe) -> None:
 
 def test_overrides_apply_in_order_and_parse_by_the_fields_type(recipe: Recipe) -> None:
     changed = recipe.override(
-        "method=lora", "method.rank=4", "training.lr=1e-5", "task.labels=[\"a\", \"b\"]", "training.max_grad_norm=null"
+        "method=lora", "method.rank=4", "training.lr=1e-5", 'task.labels=["a", "b"]', "training.max_grad_norm=null"
     )
     assert (changed.method.kind, changed.method.rank) == ("lora", 4)
     assert (changed.training.lr, changed.training.max_grad_norm) == (1e-5, None)
@@ -59,7 +59,7 @@ def test_a_checkpoint_is_replaced_by_its_name(recipe: Recipe) -> None:
         ("data=hub", "data.name: is required"),
         ("nosuch=1", "nosuch: no such key; there are: name, checkpoint, data"),
         ("checkpoint.load_in=int8", "checkpoint.load_in: int8 is for frozen weights"),
-        ("data.columns={\"low\": \"min\"}", "data.columns: task classification reads no column 'low'"),
+        ('data.columns={"low": "min"}', "data.columns: task classification reads no column 'low'"),
         ("data.train=other.csv", "data.path: it is one file to be split here"),
     ],
 )

@@ -80,7 +80,10 @@ def test_columns_values_and_filters_map_to_ours(tmp_path: Path) -> None:
         ({"text": "boddy"}, "data.text: no column 'boddy' in split train; there are: text, target"),
         ({"group": "prompt"}, "data.group: no column 'prompt'"),
         ({"where": {"lang": "en"}}, "data.where: no column 'lang'"),
-        ({"where": {"target": "neutral"}}, "data.where.target: no row of split train has 'neutral'; it has 'negative', 'positive'"),
+        (
+            {"where": {"target": "neutral"}},
+            "data.where.target: no row of split train has 'neutral'; it has 'negative', 'positive'",
+        ),
         ({"keep_together": "author"}, "data.keep_together: no column 'author'"),
         ({"keep_together": "target"}, "has no rows; check data.where, data.keep_together"),
     ],

@@ -7,7 +7,7 @@ lengths.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +22,10 @@ _INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids")
 
 
 class Head:
-    """Base of the heads: one forward pass to the logits of examples."""
+    """Base of the heads."""
 
-    auto_class: ClassVar[str]
+    auto_class: str
     """The class of transformers that the model is loaded with."""
-
-    def logits(self, model: Any, batch: Batch) -> Tensor:
-        """Logits of shape (examples, outputs)."""
-        logits = model(**{name: batch[name] for name in _INPUTS if name in batch}).logits.float()
-        return pool(logits, batch["rows"], batch["attention_mask"].sum(1), int(batch["n_rows"]))
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of the loss over what it counts, and that count: `count(batch)`."""
@@ -53,10 +48,30 @@ def pool(values: Tensor, rows: Tensor, weights: Tensor, n_rows: int) -> Tensor:
     return sums / totals.clamp_min(torch.finfo(values.dtype).tiny)
 
 
-class Classify(Head):
-    """Cross-entropy over the outputs; labels of shape (examples,). Infers probabilities."""
+class Pooled(Head):
+    """Base of the heads with a fixed number of outputs for each example.
 
-    auto_class = "AutoModelForSequenceClassification"
+    `pooling` "checkpoint" is what the checkpoint's own classification class does (BERT: its first token through the
+    pooler). "mean" averages the logits of all tokens, which equals a linear layer on the mean of their states.
+    """
+
+    def __init__(self, pooling: str = "checkpoint"):
+        self.by_token = pooling == "mean"
+        self.auto_class = f"AutoModelFor{'Token' if self.by_token else 'Sequence'}Classification"
+
+    def logits(self, model: Any, batch: Batch) -> Tensor:
+        """Logits of shape (examples, outputs)."""
+        mask, rows = batch["attention_mask"], batch["rows"]
+        logits = model(**{name: batch[name] for name in _INPUTS if name in batch}).logits.float()
+        if self.by_token:
+            logits, rows, weights = logits.flatten(0, 1), rows.repeat_interleave(mask.shape[1]), mask.flatten()
+        else:
+            weights = mask.sum(1)
+        return pool(logits, rows, weights, int(batch["n_rows"]))
+
+
+class Classify(Pooled):
+    """Cross-entropy over the outputs; labels of shape (examples,). Infers probabilities."""
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         loss = functional.cross_entropy(self.logits(model, batch), batch["labels"], reduction="sum")
@@ -69,10 +84,8 @@ class Classify(Head):
         return list(self.logits(model, batch).softmax(-1).cpu().numpy())
 
 
-class Multilabel(Head):
+class Multilabel(Pooled):
     """Binary cross-entropy of each output; labels of shape (examples, outputs). Infers probabilities."""
-
-    auto_class = "AutoModelForSequenceClassification"
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         logits = self.logits(model, batch)
@@ -86,10 +99,8 @@ class Multilabel(Head):
         return list(self.logits(model, batch).sigmoid().cpu().numpy())
 
 
-class Regress(Head):
+class Regress(Pooled):
     """Squared error of each output; labels of shape (examples, outputs), NaN where there is none. Infers the logits."""
-
-    auto_class = "AutoModelForSequenceClassification"
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, labels = self.logits(model, batch), batch["labels"]

@@ -178,7 +178,7 @@ def _load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
     import transformers
 
     load_in = recipe.checkpoint.load_in
-    head = HEADS[recipe.task.head]
+    head = HEADS[recipe.task.head](**recipe.task.head_settings())
     config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     auto_class = getattr(transformers, head.auto_class)
     if type(config) not in auto_class._model_mapping:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
     Rows = dict[str, list[Any]]  # column name to values, all of one length
 
+Pooling = Literal["checkpoint", "mean"]
+"""How an encoder's states become one answer: as the checkpoint's own classification class does (BERT: the first token
+through its pooler), or as the mean over all tokens, which sentence encoders were trained for."""
 LoadIn = Literal["float32", "bfloat16", "float16", "int8", "nf4"]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from tl_nlp.errors import DataError
-from tl_nlp.recipe import Task
+from tl_nlp.recipe import Pooling, Task
 from tl_nlp.types import Label, Metrics, Prediction
 from tl_nlp.windows import text_windows
 
@@ -19,6 +19,7 @@ class Classification(Task):
 
     labels: tuple[str, ...] = ()  # default: those in the data, in order
     max_windows: int = Field(8, ge=1)
+    pooling: Pooling = "checkpoint"
 
     @field_validator("labels")
     @classmethod
@@ -34,6 +35,9 @@ class Classification(Task):
         if len(found) < 2:
             raise DataError(f"the targets are all {found[0]!r}; a classification needs two or more labels")
         return self.model_copy(update={"labels": tuple(found)})
+
+    def head_settings(self) -> dict[str, Any]:
+        return {"pooling": self.pooling}
 
     def outputs(self) -> list[str]:
         return list(self.labels)

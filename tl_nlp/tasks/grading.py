@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from tl_nlp.errors import DataError, RecipeError
-from tl_nlp.recipe import Task
+from tl_nlp.recipe import Pooling, Task
 from tl_nlp.types import Metrics, Prediction, Scores
 from tl_nlp.windows import text_windows
 
@@ -27,6 +27,7 @@ class Grading(Task):
     high: float | None = None
     step: float = Field(1.0, gt=0)  # between two grades, for QWK
     max_windows: int = Field(8, ge=1)
+    pooling: Pooling = "checkpoint"
 
     @model_validator(mode="after")
     def _scale(self) -> "Grading":
@@ -48,6 +49,9 @@ class Grading(Task):
         if low >= high:
             raise DataError(f"every grade in the training rows is {low:g}; name the scale with task.low and task.high")
         return self.model_copy(update={"low": low, "high": high})
+
+    def head_settings(self) -> dict[str, Any]:
+        return {"pooling": self.pooling}
 
     def outputs(self) -> list[str]:
         return list(self.traits)

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from tl_nlp.errors import DataError
-from tl_nlp.recipe import Task
+from tl_nlp.recipe import Pooling, Task
 from tl_nlp.types import Labels, Metrics, Prediction
 from tl_nlp.windows import text_windows
 
@@ -19,6 +19,7 @@ class Multilabel(Task):
 
     labels: tuple[str, ...] = ()  # default: those in the data, in order
     max_windows: int = Field(8, ge=1)
+    pooling: Pooling = "checkpoint"
     threshold: float = Field(0.5, gt=0, lt=1)  # the probability from which a label is given
 
     def resolve(self, rows: Any) -> "Multilabel":
@@ -28,6 +29,9 @@ class Multilabel(Task):
         if not found:
             raise DataError("no row has a label; a target is a list of labels, or a|b in a CSV")
         return self.model_copy(update={"labels": tuple(found)})
+
+    def head_settings(self) -> dict[str, Any]:
+        return {"pooling": self.pooling}
 
     def outputs(self) -> list[str]:
         return list(self.labels)

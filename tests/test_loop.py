@@ -1,0 +1,280 @@
+"""The loop: gradients that depend on the recipe alone, seeds that fix everything, and trainings that resume exactly."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, review_rows, tiny_recipe, tl_nlp, write_jsonl
+from safetensors.torch import load_file
+
+from tl_nlp import Recipe, Run, train
+from tl_nlp.batches import epoch_order, passes
+from tl_nlp.errors import RunError
+from tl_nlp.loop import Plan
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.model_dir / "model.safetensors")
+
+
+def first_gradient(run: Run) -> dict[str, torch.Tensor]:
+    """The gradient of a training of one step: AdamW's first moment is a tenth of it."""
+    (step,) = run.checkpoint_steps()
+    moments = load_file(run.checkpoint_dir(step) / "optimizer.safetensors")
+    return {name: tensor * 10 for name, tensor in moments.items() if name.endswith(".exp_avg")}
+
+
+def one_step(checkpoint: Path, data: Path, task: object, *overrides: str) -> Recipe:
+    recipe = tiny_recipe(checkpoint, data, task)
+    return recipe.override("training.epochs=0.01", "training.max_grad_norm=null", "training.batch_size=24", *overrides)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("loop")
+    rows = review_rows(60)
+    for number, row in enumerate(rows):
+        row["text"] = " ".join([row["text"]] * (1 + number % 5))  # some rows have several windows
+    grades = [{**row, "target": {"a": n % 4, "b": None if n % 3 else n % 5}} for n, row in enumerate(rows)]
+    tags = [{**row, "target": ["x", "y"][: n % 3]} for n, row in enumerate(rows)]
+    summaries = [{**row, "target": " ".join(row["text"].split()[: 1 + n % 6])} for n, row in enumerate(rows)]
+    sentences = [{**row, "text": row["text"].replace(" it", ".\nIt"), "target": "the film"} for row in rows]
+    named = {"classify": rows, "regress": grades, "multilabel": tags, "generate": summaries, "select": sentences}
+    return {head: write_jsonl(folder / f"{head}.jsonl", theirs) for head, theirs in named.items()}
+
+
+TASKS = {
+    "classify": {"kind": "classification", "max_length": 16},
+    "multilabel": {"kind": "multilabel", "max_length": 16},
+    "regress": {"kind": "grading", "max_length": 16, "traits": ["a", "b"]},
+    "select": {"kind": "highlights", "max_length": 32},
+    "generate": {"kind": "summarization", "max_length": 64, "max_new_tokens": 8},
+}
+
+
+@pytest.mark.parametrize("head", TASKS)
+def test_a_step_does_not_depend_on_the_device_batch_size(
+    head: str, data: dict[str, Path], tiny_bert: Path, tiny_t5: Path
+) -> None:
+    checkpoint = tiny_t5 if head == "generate" else tiny_bert
+    gradients = [
+        first_gradient(train(one_step(checkpoint, data[head], TASKS[head], f"training.device_batch_size={size}")))
+        for size in (64, 5, 1)
+    ]
+    for other in gradients[1:]:
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6)
+    assert sum(float(gradient.abs().sum()) for gradient in gradients[0].values()) > 0
+
+
+def test_a_step_does_not_depend_on_the_number_of_processes(
+    data: dict[str, Path], tiny_bert: Path, tmp_path: Path
+) -> None:
+    recipe = one_step(tiny_bert, data["regress"], TASKS["regress"], "training.batch_size=23")
+    alone = train(recipe)
+    file = tmp_path / "tiny.py"
+    values = json.dumps(recipe.model_dump(mode="json"))
+    file.write_text(f"import json\nfrom tl_nlp import Recipe\nrecipe = Recipe(**json.loads({values!r}))\n")
+    launched = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
+         "--mixed_precision=no", "--dynamo_backend=no", "--num_cpu_threads_per_process=1", "-m", "tl_nlp", "train", str(file)],
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "TL_NLP_RUNS": str(tmp_path / "two"), "ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    assert launched.returncode == 0, launched.stderr
+    (folder,) = [line for line in launched.stdout.splitlines() if line.startswith(str(tmp_path))]
+    together = Run.open(folder)
+    assert json.loads((together.folder / "environment.json").read_text())["n_processes"] == 2
+    for name, gradient in first_gradient(alone).items():
+        torch.testing.assert_close(first_gradient(together)[name], gradient, rtol=1e-4, atol=1e-6)
+    scores = [run.results()["splits"]["test"]["metrics"]["rmse"]["value"] for run in (alone, together)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["full", "head", "lora"])
+def test_one_seed_is_bit_equal_and_two_differ(method: str, reviews: Path, tiny_bert: Path) -> None:
+    recipe = tiny_recipe(tiny_bert, reviews).override(f"method={method}", "training.dropout=0.1")
+    file = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
+    first, again, other = (
+        load_file(train(recipe.override(f"training.seed={seed}")).model_dir / file) for seed in (3, 3, 4)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    changed = [name for name in first if not torch.equal(first[name], other[name])]
+    assert any("lora_A" in name for name in changed) == (method == "lora")  # adapter init
+    assert any("classifier" in name for name in changed)
+
+
+def test_the_seed_reaches_dropout(reviews: Path, tiny_bert: Path) -> None:
+    recipe = tiny_recipe(tiny_bert, reviews)
+    runs = [train(recipe.override(f"training.dropout={rate}")) for rate in (0.0, 0.3)]
+    losses = [[line["values"]["loss"] for line in run.history() if line["split"] == "train"] for run in runs]
+    assert losses[0] != losses[1]
+
+
+def test_frozen_weights_are_bit_equal_after_training(reviews: Path, tiny_bert: Path) -> None:
+    before = load_file(tiny_bert / "model.safetensors")
+    after = {
+        name: weights(train(tiny_recipe(tiny_bert, reviews, method=method)))
+        for name, method in {"head": "head", "full": "full", "frozen": {"kind": "full", "embeddings": False}}.items()
+    }
+    for name, tensor in before.items():
+        is_pooler, is_embedding = name.startswith("pooler"), name.startswith("embeddings")
+        assert torch.equal(after["head"][f"bert.{name}"], tensor) != is_pooler
+        assert not torch.equal(after["full"][f"bert.{name}"], tensor) or "key.bias" in name
+        if is_embedding:
+            assert torch.equal(after["frozen"][f"bert.{name}"], tensor)
+
+
+def test_a_killed_training_resumes_to_the_same_weights(reviews: Path, tiny_bert: Path, own_runs: Path) -> None:
+    rows = write_jsonl(own_runs.parent / "rows.jsonl", review_rows(600))
+    recipe = tiny_recipe(tiny_bert, rows).override(
+        "training.epochs=4", "training.dropout=0.1", "training.save_every=0.1"
+    )
+    whole = train(recipe)
+    file = own_runs.parent / "tiny.py"
+    values = json.dumps(recipe.model_dump(mode="json"))
+    file.write_text(f"import json\nfrom tl_nlp import Recipe\nrecipe = Recipe(**json.loads({values!r}))\n")
+    runs = own_runs.parent / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tl_nlp", "train", str(file)],
+        env={**os.environ, "TL_NLP_RUNS": str(runs)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.time() + 120
+    while not list(runs.glob("tiny/*/checkpoints/step-*")) and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (folder,) = runs.glob("tiny/*")
+    run = Run.open(folder)
+    assert run.status == "interrupted"
+    resumed = tl_nlp("train", str(folder))
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.splitlines()[-1] == str(folder)
+    assert all(torch.equal(weights(run)[name], tensor) for name, tensor in weights(whole).items())
+    losses = [[line["values"] for line in each.history() if line["split"] == "train"] for each in (run, whole)]
+    assert len(losses[0]) == len(losses[1])
+    assert tl_nlp("train", str(folder)).stdout == resumed.stdout  # a finished run is only shown
+
+
+def test_a_signal_leaves_a_checkpoint_and_the_signals_status(tiny_bert: Path, own_runs: Path) -> None:
+    rows = write_jsonl(own_runs.parent / "rows.jsonl", review_rows(2000))
+    recipe = tiny_recipe(tiny_bert, rows).override("training.epochs=50")
+    file = own_runs.parent / "tiny.py"
+    values = json.dumps(recipe.model_dump(mode="json"))
+    file.write_text(f"import json\nfrom tl_nlp import Recipe\nrecipe = Recipe(**json.loads({values!r}))\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tl_nlp", "train", str(file)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    while "loss=" not in process.stderr.read(80):
+        pass
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Traceback" not in errors
+    assert "stopped by SIGTERM at step" in errors
+    (folder,) = own_runs.glob("tiny/*")
+    assert Run.open(folder).checkpoint_steps()
+
+
+def test_a_damaged_checkpoint_is_left_out(reviews: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tiny_recipe(tiny_bert, reviews).override("training.epochs=2")
+    run = train(recipe)
+    expected = weights(run)
+    shutil.rmtree(run.model_dir)
+    (run.folder / "results.json").unlink()
+    newest = run.checkpoint_dir(run.checkpoint_steps()[-1]) / "weights.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-3] ^= 1
+    newest.write_bytes(content)
+    train(run)
+    assert "weights.safetensors is not as it was written; it is left out" in capsys.readouterr().err
+    assert all(torch.equal(weights(run)[name], tensor) for name, tensor in expected.items())
+
+
+def test_a_run_whose_data_changed_is_not_resumed(tiny_bert: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", review_rows(60))
+    run = train(tiny_recipe(tiny_bert, path))
+    (run.folder / "results.json").unlink()
+    write_jsonl(path, review_rows(60, seed=1))
+    with pytest.raises(RunError, match="rows are not those .* began with"):
+        train(run)
+
+
+def test_early_stopping_keeps_the_best(reviews: Path, tiny_bert: Path) -> None:
+    recipe = tiny_recipe(tiny_bert, reviews).override("training.epochs=40", "training.patience=2", "training.lr=0.01")
+    run = train(recipe)
+    scores = [line["values"]["accuracy"] for line in run.history() if line["split"] == "validation"]
+    best = int(np.argmax(scores))
+    assert len(scores) == best + 3 < 40
+    assert set(run.checkpoint_steps()) == {6 * (best + 1), 6 * (best + 3)}
+    best_weights = load_file(run.checkpoint_dir(6 * (best + 1)) / "weights.safetensors")
+    assert all(torch.equal(weights(run)[name], tensor) for name, tensor in best_weights.items())
+
+
+def test_a_loss_that_is_no_number_stops_the_training(reviews: Path, tiny_bert: Path) -> None:
+    recipe = tiny_recipe(tiny_bert, reviews).override("training.lr=0.99", "training.max_grad_norm=null")
+    with pytest.raises(RunError, match=r"step \d+: the loss is .*nan|inf"):
+        train(recipe.override("training.epochs=200", "training.weight_decay=50000", "training.schedule=constant"))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"), [("linear", [1, 0.5, 0.125]), ("cosine", [1, 0.5, 0.038]), ("constant", [1, 1, 1])]
+)
+def test_schedules_rise_over_the_warmup_and_follow_their_curve(schedule: str, rates: list[float]) -> None:
+    plan = Plan.of(TINY.model_copy(update={"warmup": 0.2, "epochs": 1.0}), 160)
+    assert (plan.steps, plan.warmup) == (10, 2)
+    assert [plan.rate(schedule, step) for step in (0, 1)] == [0.5, 1.0]
+    assert [plan.rate(schedule, step) for step in (2, 6, 9)] == pytest.approx(rates, abs=1e-3)
+
+
+def test_rates_and_decay_reach_the_weights_they_are_for(reviews: Path, tiny_bert: Path) -> None:
+    base = one_step(tiny_bert, reviews, "classification", "training.warmup=0", "training.weight_decay=0")
+    plain, decayed, head_only = (
+        weights(train(base.override(*more)))
+        for more in ([], ["training.weight_decay=0.5"], ["training.lr=1e-12", "training.head_lr=1e-2"])
+    )
+    before = load_file(tiny_bert / "model.safetensors")
+    for name, tensor in plain.items():
+        assert torch.equal(decayed[name], tensor) == (tensor.ndim == 1)
+        if name.removeprefix("bert.") in before and "pooler" not in name:
+            torch.testing.assert_close(head_only[name], before[name.removeprefix("bert.")], rtol=0, atol=1e-9)
+    assert not torch.equal(head_only["classifier.weight"], plain["classifier.weight"])
+
+
+def test_clipping_bounds_the_step(reviews: Path, tiny_bert: Path) -> None:
+    recipe = one_step(tiny_bert, reviews, "classification")
+    free, clipped = (
+        first_gradient(train(recipe.override(f"training.max_grad_norm={most}"))) for most in ("null", "0.01")
+    )
+    norms = [sum(float(tensor.square().sum()) for tensor in each.values()) ** 0.5 for each in (free, clipped)]
+    assert norms[0] > 0.1
+    assert norms[1] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_batches_group_lengths_and_keep_every_row() -> None:
+    draw = np.random.default_rng(0)
+    lengths = [[int(n)] * int(draw.integers(1, 4)) for n in draw.integers(1, 100, 1000)]
+    order = epoch_order(lengths, 32, seed=0, epoch=0)
+    assert sorted(row for rows in order for row in rows) == list(range(1000))
+    assert order == epoch_order(lengths, 32, seed=0, epoch=0)
+    assert order != epoch_order(lengths, 32, seed=0, epoch=1) != epoch_order(lengths, 32, seed=1, epoch=0)
+    spread = np.mean([np.std([sum(lengths[row]) for row in rows]) for rows in order])
+    assert spread < 0.2 * np.std([sum(windows) for windows in lengths])
+    for rows in order:
+        parts = list(passes(rows, lengths, 16))
+        assert sorted(row for part in parts for row in part) == sorted(rows)
+        assert all(sum(len(lengths[row]) for row in part) <= 16 for part in parts)
