@@ -65,10 +65,10 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=64,  # 4-bit products on a CPU need multiples of 64
         num_hidden_layers=2,
         num_attention_heads=2,
-        intermediate_size=64,
+        intermediate_size=128,
         max_position_embeddings=128,
     )
     BertModel(config).save_pretrained(folder)
@@ -144,6 +144,13 @@ def tiny_recipe(checkpoint: Path, data: Path | Value, task: object = "classifica
             **choices,
         }
     )
+
+
+def recipe_file(recipe: Recipe, folder: Path) -> Path:
+    """The recipe as a .py file."""
+    path = folder / f"{recipe.name}.py"
+    path.write_text(f"from tl_nlp import Recipe\n\nrecipe = Recipe.model_validate_json({recipe.model_dump_json()!r})\n")
+    return path
 
 
 def tl_nlp(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

