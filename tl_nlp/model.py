@@ -269,7 +269,9 @@ def _number_format(load_in: str, config: Any, skip: list[str]) -> dict[str, Any]
         return {"dtype": getattr(torch, load_in)}
     on_gpu = torch.cuda.is_available()
     if load_in == "nf4" and not on_gpu and config.hidden_size % 64:
-        raise HardwareError(f"nf4 on a CPU needs widths in multiples of 64, and this checkpoint's is {config.hidden_size}")
+        raise HardwareError(
+            f"nf4 on a CPU needs widths in multiples of 64, and this checkpoint's is {config.hidden_size}"
+        )
     options: dict[str, Any] = {"dtype": torch.float32}
     if on_gpu:
         options["device_map"] = {"": torch.cuda.current_device()}

@@ -18,7 +18,17 @@ RECIPE = "recipe.json"
 
 
 class Run:
-    """A run directory, see docs/run.md. `recipe.json` is written first and `results.json` last."""
+    """A run directory.
+
+    recipe.json       the resolved recipe, written first
+    environment.json  versions, revision, device, command, seeds
+    data.json         splits, their sizes and fingerprints, tokens no window holds
+    metrics.jsonl     a line for each report: step, epoch, split, values
+    checkpoints/      of the best and the last step, each complete or absent
+    model/            the artifact: weights or adapter, tokenizer and recipe
+    predictions/      of each test split: id, text, reference, prediction
+    results.json      scores, written last: its presence marks a finished run
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -1,0 +1,30 @@
+# The whole developer interface. Everything is installed into .venv, which any of these makes.
+
+PYTHON ?= python3
+INSTALLED = .venv/.installed
+
+.PHONY: sentiment test check format clean
+
+sentiment: $(INSTALLED)  ## fine-tune the packaged MiniLM on movie reviews; prints scores and the run directory
+	.venv/bin/tl-nlp train sentiment
+
+test: check  ## everything CI runs
+	.venv/bin/pytest
+
+check: $(INSTALLED)  ## style, types and layers
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: $(INSTALLED)
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --editable '.[demo,gpu,samples,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,168 @@
+"""The page in a real browser: type a text, press the button, read the answer."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, review_rows, tiny_recipe, write_jsonl
+
+from tl_nlp import Run, train
+
+CHROMIUM = Path("/usr/bin/chromium")
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no chromium here; .ci/run installs it")
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    root = tmp_path_factory.mktemp("runs")
+    rows = review_rows(240)
+    grades = [{**row, "target": "5" if row["target"] == "positive" else "1", "pair": "is it good ?"} for row in rows]
+    tags = [{**row, "target": f"{row['target']}|film"} for row in rows]
+    papers = [
+        {"text": "The film was good. It is the plot. It was dull.", "target": "it is the plot"} for _ in range(20)
+    ]
+    made = []
+    for name, task, theirs in (
+        ("labels", "classification", rows),
+        ("tags", "multilabel", tags),
+        ("grades", "grading", grades),
+        ("sentences", {"kind": "highlights", "n_sentences": 1}, papers),
+    ):
+        recipe = tiny_recipe(tiny_bert, write_jsonl(root / f"{name}.jsonl", theirs), task, name=name)
+        made.append(train(recipe.override("training.epochs=4", "training.lr=3e-3"), root=root))
+    return made
+
+
+@pytest.fixture(scope="module")
+def address(runs: list[Run]) -> Iterator[str]:
+    """The page as `python app.py` serves it, of the newest finished run of each recipe."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "app.py")],
+        env={**os.environ, "GRADIO_SERVER_PORT": str(port), "TL_NLP_RUNS": str(runs[0].folder.parent.parent)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}/"
+    deadline = time.time() + 120
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            break
+        except OSError:
+            if time.time() > deadline or process.poll() is not None:
+                process.kill()
+                raise
+            time.sleep(0.2)
+    yield url
+    process.terminate()
+    process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def page(address: str) -> Iterator[object]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(CHROMIUM),
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+                  "--disable-sync", "--no-first-run"],
+        )  # fmt: skip
+        page = browser.new_page(viewport={"width": 1100, "height": 900})
+        page.set_default_timeout(30_000)
+        page.goto(address)
+        yield page
+        browser.close()
+
+
+def ask(page, tab: str, text: str):
+    """Types a text into a tab, presses the button and returns the tab's panel."""
+    page.get_by_role("tab", name=tab, exact=True).click()
+    panel = page.get_by_role("tabpanel").filter(has=page.locator("visible=true")).locator("visible=true").first
+    panel.get_by_label("Text", exact=True).fill(text)
+    panel.get_by_role("button", name="Predict", exact=True).click()
+    return panel
+
+
+def test_there_is_a_tab_for_each_run(page) -> None:
+    assert sorted(tab.inner_text() for tab in page.get_by_role("tab").all()) == [
+        "grades",
+        "labels",
+        "sentences",
+        "tags",
+    ]
+
+
+def test_a_label_with_its_probabilities(page) -> None:
+    from playwright.sync_api import expect
+
+    panel = ask(page, "labels", "the film was lovely")
+    expect(panel.get_by_test_id("label-output-value")).to_have_text("positive")
+    panel = ask(page, "labels", "the film was awful")
+    expect(panel.get_by_test_id("label-output-value")).to_have_text("negative")
+    expect(panel).to_contain_text("%")
+
+
+def test_several_labels(page) -> None:
+    from playwright.sync_api import expect
+
+    panel = ask(page, "tags", "the film was lovely")
+    expect(panel.get_by_label("Labels")).to_have_value("film, positive")
+
+
+def test_grades(page) -> None:
+    from playwright.sync_api import expect
+
+    panel = ask(page, "grades", "the film was lovely")
+    expect(panel.locator("table").first).to_contain_text("score")
+
+
+def test_the_chosen_sentences_are_marked(page) -> None:
+    from playwright.sync_api import expect
+
+    panel = ask(page, "sentences", "The film was good. It is the plot. It was dull.")
+    expect(panel.get_by_label("Summary")).to_have_value("It is the plot.")
+    expect(panel.locator(".textspan.hl")).to_have_text("It is the plot. ", use_inner_text=True)
+
+
+def test_an_empty_text_is_a_message_and_not_a_crash(page) -> None:
+    from playwright.sync_api import expect
+
+    ask(page, "labels", "  ")
+    expect(page.get_by_text("the text is empty")).to_be_visible()
+
+
+def test_examples_fill_the_text(page) -> None:
+    panel = page.get_by_role("tabpanel").locator("visible=true").first
+    page.get_by_role("tab", name="labels", exact=True).click()
+    row = panel.locator(".gallery-item, tr.tr-body").first
+    row.click()
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('textarea')].some(area => area.value.split(' ').length > 3)"
+    )
+    assert row.inner_text().strip()
+
+
+def test_a_file_of_texts_becomes_a_file_of_predictions(page, tmp_path: Path) -> None:
+    file = tmp_path / "in.csv"
+    file.write_text("id,text\na,the film was lovely\nb,the film was awful\n")
+    page.get_by_role("tab", name="labels", exact=True).click()
+    panel = page.get_by_role("tabpanel").locator("visible=true").first
+    panel.get_by_role("button", name="A file of texts").click()
+    panel.locator("input[type=file]").first.set_input_files(str(file))
+    panel.get_by_text("in.csv").first.wait_for()
+    panel.get_by_role("button", name="Predict the file").click()
+    link = panel.get_by_role("link").filter(has_text="KB").or_(panel.locator("a[download]")).first
+    with page.expect_download() as download:
+        link.click()
+    lines = Path(download.value.path()).read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:]] == [["a", "positive"], ["b", "negative"]]

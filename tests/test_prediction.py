@@ -1,0 +1,116 @@
+"""Predictions: in order, the same in any company, from texts and from files; and scores of what was saved."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+from conftest import review_rows, tiny_recipe, write_jsonl
+
+from tl_nlp import Predictor, Run, evaluate, train
+from tl_nlp.errors import DataError, NoRunError, RunError
+
+
+@pytest.fixture(scope="module")
+def run(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("run")
+    path = write_jsonl(folder / "reviews.jsonl", review_rows(240))
+    recipe = tiny_recipe(tiny_bert, path).override("training.epochs=8", "training.lr=3e-3", "task.max_length=16")
+    return train(recipe, root=folder)
+
+
+def test_a_tiny_model_learns_what_the_words_say(run: Run) -> None:
+    results = run.results()
+    assert results["splits"]["test"]["metrics"]["accuracy"]["value"] > 0.9
+    assert results["format"] == 1
+    assert results["main_metric"] == "accuracy"
+    assert results["train"]["seconds"] > 0
+    assert results["train"]["peak_rss_mb"] > 100
+    names = [prediction.label for prediction in Predictor.load(run)(["the film was lovely", "the film was awful"])]
+    assert names == ["positive", "negative"]
+
+
+def test_predictions_do_not_depend_on_their_company(run: Run) -> None:
+    texts = [row["text"] * (1 + number % 4) for number, row in enumerate(review_rows(50, seed=5))]
+    predictor = Predictor.load(run.model_dir)
+    together = predictor(texts)
+    for text, prediction in zip(texts[:10], together[:10], strict=True):
+        (alone,) = predictor([text])
+        assert alone.probabilities == pytest.approx(prediction.probabilities, abs=1e-4)
+
+
+def test_predictor_refuses_what_it_cannot_read(run: Run) -> None:
+    predictor = Predictor.load(run)
+    assert predictor([]) == []
+    with pytest.raises(DataError, match="row 1: the text is empty"):
+        predictor(["fine", " \n"])
+    with pytest.raises(DataError, match="a list of texts"):
+        predictor("fine")
+
+
+def test_the_run_directory_holds_its_contract(run: Run) -> None:
+    names = {path.name for path in run.folder.iterdir()}
+    assert names == {
+        "recipe.json", "environment.json", "data.json", "metrics.jsonl", "checkpoints", "model", "predictions",
+        "results.json",
+    }  # fmt: skip
+    assert {"recipe.json", "config.json", "model.safetensors", "tokenizer.json"} <= {
+        path.name for path in run.model_dir.iterdir()
+    }
+    assert run.recipe().task.labels == ("negative", "positive")
+    data = run.data()
+    assert {name: split["rows"] for name, split in data["splits"].items()} == {
+        "train": 168,
+        "validation": 36,
+        "test": 36,
+    }
+    table = pyarrow.parquet.read_table(run.predictions_file("test"))
+    assert table.column_names == ["id", "text", "reference", "prediction", "probabilities"]
+    right = [r == p for r, p in zip(table["reference"].to_pylist(), table["prediction"].to_pylist(), strict=True)]
+    assert sum(right) / len(right) == run.results()["splits"]["test"]["metrics"]["accuracy"]["value"]
+    lines = run.history()
+    assert [line["epoch"] for line in lines if line["split"] == "validation"] == list(range(1, 9))
+    environment = json.loads((run.folder / "environment.json").read_text())
+    assert environment["seeds"] == {"training": 0, "data": 0}
+    assert environment["versions"]["torch"]
+
+
+def test_evaluate_is_what_training_reported(run: Run, tmp_path: Path) -> None:
+    assert evaluate(run) == run.results()["splits"]["test"]
+    assert evaluate(run.folder, "validation")["rows"] == 36
+    file = tmp_path / "more.csv"
+    file.write_text("text,target\nthe film was lovely,positive\nthe plot was awful,negative\n")
+    assert evaluate(run, file=file)["metrics"]["accuracy"] == {"value": 1.0}
+    with pytest.raises(DataError, match="no split 'dev'; there are: train, validation, test"):
+        evaluate(run, "dev")
+    file.write_text("text\nthe film\n")
+    with pytest.raises(DataError, match="no column 'target'"):
+        evaluate(run, file=file)
+
+
+def test_a_file_names_its_columns_as_we_do_or_as_the_recipe_does(run: Run, tiny_bert: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    predictor = Predictor.load(run)
+    rows = predictor.predict_table(pa.table({"id": ["a", "b"], "text": ["good film", "bad film"]}))
+    assert [(row["id"], row["label"]) for row in rows] == [("a", "positive"), ("b", "negative")]
+    predictor.recipe = run.recipe().override("data.text=review")
+    assert predictor.predict_table(pa.table({"review": ["good film"]}))[0]["label"] == "positive"
+    with pytest.raises(DataError, match="no column 'text' or 'review'; there are: x"):
+        predictor.predict_table(pa.table({"x": ["good film"]}))
+
+
+def test_a_path_that_is_no_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NoRunError, match="there is no such directory"):
+        Predictor.load(tmp_path / "nosuch")
+    with pytest.raises(NoRunError, match=r"is no run: it holds no recipe\.json"):
+        Predictor.load(tmp_path)
+
+
+def test_an_unfinished_run_says_how_to_go_on(tiny_bert: Path, reviews: Path) -> None:
+    run = Run.create(tiny_recipe(tiny_bert, reviews))
+    assert run.status == "started"
+    with pytest.raises(RunError, match="has no trained model yet; tl-nlp train"):
+        Predictor.load(run)
+    with pytest.raises(RunError, match="is not finished"):
+        run.results()

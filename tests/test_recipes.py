@@ -1,0 +1,86 @@
+"""Every recipe: short, declarative, runnable as a script, and run here for two steps."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, review_rows, write_jsonl
+
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+STEPS = ["training.epochs=0.01", "data.rows=12"]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_a_short_declaration_with_its_cost(path: Path) -> None:
+    source = path.read_text()
+    assert len(source.splitlines()) <= 40
+    tree = ast.parse(source)
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda)]
+    docstring = ast.get_docstring(tree) or ""
+    for word in ("Command", "Cost", "Expect"):
+        assert re.search(rf"^{word} {{2,}}\S", docstring, re.MULTILINE), word
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_runs(path: Path, tiny_bert: Path, tiny_t5: Path, own_runs: Path, tmp_path: Path) -> None:
+    words = list(STEPS)
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{**row, "summary": "the film"} for row in review_rows(60)])
+    if path.stem == "classification":
+        words += [f"data.path={rows}"]
+    elif path.stem == "sentiment_bert":
+        folder = tmp_path / "hub"
+        folder.mkdir()
+        for split in ("train", "validation", "test"):
+            named = [{"text": row["text"], "label": row["target"][:3]} for row in review_rows(30)]
+            write_jsonl(folder / f"{split}.jsonl", named)
+        words += [f"data.name={folder}", f"checkpoint={tiny_bert}"]
+    elif path.stem == "summarization_t5":
+        folder = tmp_path / "hub"
+        folder.mkdir()
+        for split in ("train", "test"):
+            write_jsonl(
+                folder / f"{split}.jsonl", [{"text": row["text"], "summary": "the film"} for row in review_rows(30)]
+            )
+        words += [f"data.name={folder}", f"checkpoint={tiny_t5}", "task.max_length=64", "task.max_new_tokens=8"]
+    if path.stem == "summary_highlights":
+        words += ["data.rows=3"]
+    done = subprocess.run(
+        [sys.executable, str(path), *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HOME": str(tmp_path / "hf")},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.splitlines()[-1])
+    assert folder.parent.parent == own_runs
+    results = json.loads((folder / "results.json").read_text())
+    assert results["main_metric"] in results["splits"]["test"]["metrics"]
+    if path.stem == "grading":
+        assert set(results["splits"]) == {"test", "test_unseen"}
+
+
+def test_the_short_answers_are_what_their_page_says() -> None:
+    folder = ROOT / "tl_nlp" / "samples" / "short_answers"
+    splits = {
+        path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in folder.glob("*.jsonl")
+    }
+    assert set(splits) == {"train", "validation", "test", "test_unseen"}
+    rows = [row for split in splits.values() for row in split]
+    assert len(rows) >= 400
+    assert len({row["group"] for row in rows}) >= 12
+    assert len({row["id"] for row in rows}) == len({(row["text"].lower(), row["group"]) for row in rows}) == len(rows)
+    assert {row["target"] for row in rows} == set(range(6))
+    seen = {row["group"] for name in ("train", "validation", "test") for row in splits[name]}
+    assert not seen & {row["group"] for row in splits["test_unseen"]}
+    page = (folder / "README.md").read_text()
+    assert "not" in page
+    assert "teachers" in page
+    for row in rows:
+        question, answer = row["pair"], page
+        assert question.split("?")[0][:40] in answer
