@@ -25,7 +25,8 @@ def runs(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Run]
     grades = [{**row, "target": "5" if row["target"] == "positive" else "1", "pair": "is it good ?"} for row in rows]
     tags = [{**row, "target": f"{row['target']}|film"} for row in rows]
     papers = [
-        {"text": "The film was good. It is the plot. It was dull.", "target": "it is the plot"} for _ in range(20)
+        {"text": f"The film was good. It is the plot {n}. It was dull.", "target": f"it is the plot {n}"}
+        for n in range(60)
     ]
     made = []
     for name, task, theirs in (
@@ -94,6 +95,7 @@ def ask(page, tab: str, text: str):
 
 
 def test_there_is_a_tab_for_each_run(page) -> None:
+    page.get_by_role("tab").first.wait_for()
     assert sorted(tab.inner_text() for tab in page.get_by_role("tab").all()) == [
         "grades",
         "labels",
@@ -129,9 +131,12 @@ def test_grades(page) -> None:
 def test_the_chosen_sentences_are_marked(page) -> None:
     from playwright.sync_api import expect
 
-    panel = ask(page, "sentences", "The film was good. It is the plot. It was dull.")
-    expect(panel.get_by_label("Summary")).to_have_value("It is the plot.")
-    expect(panel.locator(".textspan.hl")).to_have_text("It is the plot. ", use_inner_text=True)
+    panel = ask(page, "sentences", "The film was good. It is the plot 7. It was dull.")
+    expect(panel.get_by_label("Summary")).to_have_value("It is the plot 7.")
+    expect(panel.get_by_text("chosen", exact=True)).to_be_visible()
+    marked = panel.get_by_text("chosen", exact=True).locator("xpath=..")
+    expect(marked).to_contain_text("It is the plot 7.")
+    expect(marked).not_to_contain_text("dull")
 
 
 def test_an_empty_text_is_a_message_and_not_a_crash(page) -> None:
@@ -161,8 +166,7 @@ def test_a_file_of_texts_becomes_a_file_of_predictions(page, tmp_path: Path) -> 
     panel.locator("input[type=file]").first.set_input_files(str(file))
     panel.get_by_text("in.csv").first.wait_for()
     panel.get_by_role("button", name="Predict the file").click()
-    link = panel.get_by_role("link").filter(has_text="KB").or_(panel.locator("a[download]")).first
     with page.expect_download() as download:
-        link.click()
+        panel.locator("a[download='predictions.csv']").click()
     lines = Path(download.value.path()).read_text().splitlines()
     assert [line.split(",")[:2] for line in lines[1:]] == [["a", "positive"], ["b", "negative"]]

@@ -50,8 +50,8 @@ def write(run: Run, step: int, state: State, keep: set[int]) -> None:
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: contiguous, and none sharing memory with another."""
-    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+    """Tensors as safetensors takes them: without gradients, contiguous."""
+    return {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
 
 
 def read(folder: Path) -> State:

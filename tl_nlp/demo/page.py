@@ -67,29 +67,32 @@ def _tab(run: Run, predictor: Predictor) -> None:
     recipe = run.recipe()
     gr.Markdown(f"**{recipe.task.kind}**, {recipe.method.kind} on `{recipe.checkpoint.name}`. {_scores(run)}")
     examples = _examples(run)
+    has_pair = bool(examples) and "pair" in examples[0]
     with gr.Row():
         with gr.Column():
-            pair = gr.Textbox(
-                label="Pair (question, prompt or aspect)", visible=bool(examples and "pair" in examples[0])
-            )
+            pair = gr.Textbox(label="Pair (question, prompt or aspect)", visible=has_pair)
             text = gr.Textbox(label="Text", lines=6, max_lines=20, placeholder="Type or paste a text")
             button = gr.Button("Predict", variant="primary")
         with gr.Column():
             outputs, show = _answer(predictor)
 
-    def answer(pair: str, text: str) -> Any:
+    def answer(pair: str | None, text: str | None) -> Any:
+        text = text or ""
         with _as_message():
             if len(text) > MAX_CHARACTERS:
                 raise gr.Error(f"The text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read.")
-            prediction = predictor([text], [pair] if pair.strip() else None)[0]
+            prediction = predictor([text], [pair] if pair and pair.strip() else None)[0]
             return show(prediction, text)
 
     gr.on([button.click, text.submit], answer, [pair, text], outputs, api_name=False)
     if examples:
-        gr.Examples([[example.get("pair", ""), example["text"]] for example in examples], [pair, text])
+        filled = {"pair": pair, "text": text} if has_pair else {"text": text}
+        gr.Examples([[example[name] for name in filled] for example in examples], list(filled.values()))
 
-    def batch(file: str) -> str:
+    def batch(file: str | None) -> str:
         with _as_message():
+            if file is None:
+                raise gr.Error("Choose a file first.")
             target = Path(tempfile.mkdtemp(prefix="tl_nlp-")) / "predictions.csv"
             table = read_table(Path(file))
             write_rows(target, predictor.predict_table(table))
@@ -146,6 +149,7 @@ def _answer(predictor: Predictor) -> tuple[list[Any], Callable[[Prediction, str]
     if head == "regress":
         return [gr.Dataframe(label="Grades", headers=["trait", "grade"], interactive=False)], _show_scores
     if head == "select":
+        summary = gr.Textbox(label="Summary", lines=3)
         marked = gr.HighlightedText(label="Chosen sentences", color_map={"chosen": "#ffd54d"}, show_legend=False)
 
         def show(prediction: Prediction, text: str) -> Any:
@@ -155,7 +159,7 @@ def _answer(predictor: Predictor) -> tuple[list[Any], Callable[[Prediction, str]
             spans = [(f"{sentence} ", "chosen" if n in chosen else None) for n, sentence in enumerate(sentences)]
             return prediction.text, spans
 
-        return [gr.Textbox(label="Summary", lines=3), marked], show
+        return [summary, marked], show
     return [gr.Textbox(label="Summary", lines=3)], _show_text
 
 

@@ -1,0 +1,65 @@
+"""Peak memory of loading, tokenizing and starting to train on a generated CSV of a million short rows.
+
+Command   python benchmarks/million_rows.py [ROWS]
+
+The training is stopped by its own `training.epochs` after a few steps; scoring uses the first rows of each split.
+"""
+
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tl_nlp import load_recipe, training
+from tl_nlp.hardware import peak_rss_mb
+from tl_nlp.model import load_tokenizer, locate
+
+WORDS = (
+    "the a film plot story good bad dull lovely with and very more some it was is of actors scenes never always".split()
+)
+
+
+def main() -> None:
+    n_rows = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    folder = Path(tempfile.mkdtemp(prefix="tl_nlp-million-"))
+    draw = random.Random(0)
+    with (folder / "rows.csv").open("w", encoding="utf-8") as file:
+        file.write("text,target\n")
+        for number in range(n_rows):
+            file.write(f"{' '.join(draw.choices(WORDS, k=draw.randint(5, 15)))} {number},{number % 2}\n")
+    recipe = load_recipe(
+        Path(__file__).parent.parent / "recipes" / "classification.py",
+        f"data.path={folder / 'rows.csv'}",
+        "training.epochs=1e-9",
+    )
+    print(f"{'stage':22} {'seconds':>8} {'peak MB':>8}")
+    started = time.perf_counter()
+
+    def report(stage: str) -> None:
+        print(f"{stage:22} {time.perf_counter() - started:8.1f} {peak_rss_mb():8.0f}", flush=True)
+
+    report("imports")
+    rows = recipe.data.load()
+    report("rows split")
+    del rows
+
+    class Started(Exception):
+        pass
+
+    def first_step(*arguments: object, **choices: object) -> None:
+        report("tokenized, model ready")
+        raise Started
+
+    assert load_tokenizer(locate(recipe.checkpoint))
+    original, training.Predictor.infer = training.Predictor.infer, first_step  # validation comes after the first step
+    try:
+        training.train(recipe, root=folder / "runs")
+    except Started:
+        report("first step done")
+    finally:
+        training.Predictor.infer = original
+
+
+if __name__ == "__main__":
+    main()

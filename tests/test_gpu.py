@@ -1,0 +1,59 @@
+"""What only a GPU can show; each skips itself without one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import recipe_file, tiny_recipe
+from safetensors.torch import load_file
+
+from tl_nlp import Predictor, Run, train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
+@pytest.mark.parametrize("load_in", ["int8", "nf4"])
+@pytest.mark.parametrize("method", ["head", "lora"])
+def test_quantized_weights_load_and_train_on_the_gpu(method: str, load_in: str, tiny_bert: Path, reviews: Path) -> None:
+    run = train(tiny_recipe(tiny_bert, reviews, method=method).override(f"checkpoint.load_in={load_in}"))
+    predictor = Predictor.load(run)
+    weights = dict(predictor.model.named_parameters())
+    assert {weight.device.type for weight in weights.values()} == {"cuda"}
+    assert {torch.int8, torch.uint8} & {weight.dtype for weight in weights.values()}
+    (prediction,) = predictor(["the good film"])
+    assert sum(prediction.probabilities.values()) == pytest.approx(1)
+
+
+def test_bfloat16_is_what_auto_takes_where_the_gpu_has_it(tiny_bert: Path, reviews: Path) -> None:
+    if torch.cuda.get_device_capability()[0] < 8:
+        pytest.skip("this GPU has no fast bfloat16")
+    recipe = tiny_recipe(tiny_bert, reviews)
+    auto, half, full = (
+        load_file(train(recipe.override(f"training.precision={name}")).model_dir / "model.safetensors")
+        for name in ("auto", "bfloat16", "float32")
+    )
+    assert all(torch.equal(auto[name], half[name]) for name in auto)
+    assert any(not torch.equal(auto[name], full[name]) for name in auto)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU or none here")
+def test_two_gpus_compute_what_one_does(tiny_bert: Path, reviews: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_bert, reviews)
+    alone = train(recipe)
+    launched = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "-m", "tl_nlp", "train",
+         str(recipe_file(recipe, tmp_path))],
+        capture_output=True, text=True, check=False, env={**os.environ, "TL_NLP_RUNS": str(tmp_path / "two")},
+    )  # fmt: skip
+    assert launched.returncode == 0, launched.stderr
+    together = Run.open(next((tmp_path / "two").glob("tiny/*")))
+    losses = [
+        [line["values"]["loss"] for line in run.history() if line["split"] == "train"] for run in (alone, together)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
