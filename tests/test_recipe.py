@@ -60,7 +60,7 @@ def test_a_checkpoint_is_replaced_by_its_name(recipe: Recipe) -> None:
         ("nosuch=1", "nosuch: no such key; there are: name, checkpoint, data"),
         ("checkpoint.load_in=int8", "checkpoint.load_in: int8 is for frozen weights"),
         ('data.columns={"low": "min"}', "data.columns: task classification reads no column 'low'"),
-        ("data.train=other.csv", "data.path: it is one file to be split here"),
+        ("data.train=other.csv", "data.path: it is one file to be split here; data.path=null where"),
     ],
 )
 def test_what_cannot_be_chosen_is_answered_with_what_can(recipe: Recipe, assignment: str, message: str) -> None:

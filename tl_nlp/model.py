@@ -197,7 +197,7 @@ def _load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
             f"which needs {fits}",
             "checkpoint",
         )
-    if load_in == "float16" and config.model_type in ("t5", "mt5"):
+    if load_in == "float16" and "t5" in config.model_type:
         raise RecipeError(
             "T5 overflows to NaN in float16; bfloat16 has its range: checkpoint.load_in=bfloat16", "checkpoint.load_in"
         )

@@ -29,7 +29,7 @@ def prepare(tables: dict[str, pa.Table], data: Data) -> DatasetDict:
     from datasets import Dataset, DatasetDict
     from datasets.table import InMemoryTable
 
-    tables = {split: _renamed(_kept(table, data, split), data, split) for split, table in tables.items()}
+    tables = {split: _cleaned(table, data, split) for split, table in tables.items()}
     tables = _split(tables, data)
     rows = DatasetDict()
     for split, table in tables.items():
@@ -40,7 +40,6 @@ def prepare(tables: dict[str, pa.Table], data: Data) -> DatasetDict:
             raise DataError(f"split {split} has no rows; check data.where, data.keep_together and the files")
         if "id" not in table.column_names:
             table = table.add_column(0, "id", pa.array([f"{split}-{number}" for number in range(len(table))]))
-        _refuse_empty_texts(table, split)
         rows[split] = Dataset(InMemoryTable(table))
     return rows
 
@@ -59,13 +58,29 @@ def select(table: pa.Table, data: Data, columns: tuple[str, ...]) -> Dataset:
     table = _mapped(pa.table({name: table[source] for name, source in wanted.items()}), data)
     if "id" not in table.column_names:
         table = table.add_column(0, "id", pa.array([str(number) for number in range(len(table))]))
-    _refuse_empty_texts(table, "the file")
     return Dataset(InMemoryTable(table))
 
 
 def _sources(data: Data) -> dict[str, str]:
     """Our column names and the recipe's names for them."""
     return {name: getattr(data, name) or name for name in COLUMNS} | data.columns
+
+
+def _cleaned(table: pa.Table, data: Data, split: str) -> pa.Table:
+    """The rows the recipe keeps, under our names. Raises DataError for an empty text, with its row in the file."""
+    numbered = table.append_column(_NUMBER, pa.array(np.arange(1, len(table) + 1)))
+    table = _renamed(_kept(numbered, data, split), data, split)
+    empty = pc.equal(pc.utf8_trim_whitespace(table["text"]), "")
+    n_empty = pc.sum(empty).as_py() or 0
+    if n_empty:
+        first = table[_NUMBER].filter(empty)[0]
+        raise DataError(
+            f"split {split}: {n_empty} rows have an empty text, row {first} of the file the first; remove or fill them"
+        )
+    return table.drop_columns(_NUMBER)
+
+
+_NUMBER = "row of the file"
 
 
 def _kept(table: pa.Table, data: Data, split: str) -> pa.Table:
@@ -125,14 +140,6 @@ def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _replaced(column: pa.ChunkedArray, values: dict[str, str]) -> pa.ChunkedArray:
     positions = pc.index_in(column, pa.array(list(values), pa.string()))
     return pc.coalesce(pc.take(pa.array(list(values.values()), pa.string()), positions), column)
-
-
-def _refuse_empty_texts(table: pa.Table, split: str) -> None:
-    empty = pc.equal(pc.utf8_trim_whitespace(table["text"]), "")
-    n_empty = pc.sum(empty).as_py() or 0
-    if n_empty:
-        first = table["id"].filter(empty)[0].as_py()
-        raise DataError(f"{split}: {n_empty} rows have an empty text, row {first} the first; remove or fill them")
 
 
 def _split(tables: dict[str, pa.Table], data: Data) -> dict[str, pa.Table]:

@@ -21,7 +21,7 @@ class Files(Data):
     @model_validator(mode="after")
     def _one_way(self) -> "Files":
         if self.path and (self.train or self.validation or self.test):
-            raise RecipeError("it is one file to be split here; leave it out where data.train names a file", "path")
+            raise RecipeError("it is one file to be split here; data.path=null where data.train names a file", "path")
         if not self.path and not self.train:
             raise RecipeError("name one file to be split here, or data.train", "path")
         return self

@@ -36,24 +36,19 @@ class Hub(Data):
                 ) from None
             except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
                 raise DataError(f"data set {self.name!r}, split {theirs!r}: {str(error).splitlines()[0]}") from None
-            tables[split] = named_classes(rows).data.table.combine_chunks()
+            tables[split] = named_classes(rows)
         return prepare(tables, self)
 
 
 def named_classes(rows: Any) -> Any:
-    """With the names of class labels in the place of their numbers."""
-    from datasets import ClassLabel, Value
+    """The Arrow table of a Dataset, with the names of class labels in the place of their numbers."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from datasets import ClassLabel
 
-    features = {name: Value("string") for name, feature in rows.features.items() if isinstance(feature, ClassLabel)}
-    names = {name: rows.features[name].int2str for name in features}
-    if not features:
-        return rows.flatten_indices()
-    return rows.map(
-        lambda batch: {
-            name: [None if value is None or value < 0 else to_name(value) for value in batch[name]]
-            for name, to_name in names.items()
-        },
-        batched=True,
-        features=type(rows.features)({**rows.features, **features}),
-        load_from_cache_file=False,
-    )
+    table = rows.data.table
+    for place, (name, feature) in enumerate(rows.features.items()):
+        if isinstance(feature, ClassLabel):
+            numbers = pc.if_else(pc.less(table[name], 0), None, table[name])  # -1 is "no label"
+            table = table.set_column(place, name, pc.take(pa.array(feature.names), numbers))
+    return table
