@@ -2,8 +2,8 @@
 
 Command   python benchmarks/against_trainer.py [EPOCHS]
 
-Both train the same checkpoint on the same rows for the same number of steps, at the same rate, and score the same test
-rows. Trainer runs in bfloat16 too, with its defaults otherwise. The ratio is what to quote; seconds depend on the machine.
+Both train the same checkpoint on the same rows for as many steps at the same rate, and score the same test rows.
+Trainer runs in bfloat16 too, with its defaults otherwise. The ratio is what to quote; seconds depend on the machine.
 """
 
 import sys

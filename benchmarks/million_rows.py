@@ -16,7 +16,21 @@ from tl_nlp.hardware import peak_rss_mb
 from tl_nlp.model import load_tokenizer, locate
 
 WORDS = (
-    "the a film plot story good bad dull lovely with and very more some it was is of actors scenes never always".split()
+    "the",
+    "film",
+    "plot",
+    "story",
+    "good",
+    "bad",
+    "dull",
+    "with",
+    "and",
+    "very",
+    "some",
+    "it",
+    "was",
+    "of",
+    "never",
 )
 
 

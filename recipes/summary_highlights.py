@@ -18,7 +18,7 @@ recipe = Recipe(
     data=Aclsum(),
     task=Highlights(n_sentences=2),
     method=Full(embeddings=False),
-    training=Training(epochs=3, batch_size=4, lr=2e-4, head_lr=1e-3, dropout=0.0),
+    training=Training(epochs=2, batch_size=4, device_batch_size=16, lr=2e-4, head_lr=1e-3, dropout=0.0),
 )
 
 if __name__ == "__main__":

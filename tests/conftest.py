@@ -1,11 +1,15 @@
 """Tiny random checkpoints and small files of rows, made once a session; every test works in a folder of its own."""
 
+import io
 import json
 import os
 import random
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -13,6 +17,7 @@ os.environ.update(HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False", TRANSFOR
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 from tl_nlp import Checkpoint, Recipe, Training
+from tl_nlp.cli import main
 from tl_nlp.data.files import Files
 from tl_nlp.recipe import Value
 
@@ -151,6 +156,32 @@ def recipe_file(recipe: Recipe, folder: Path) -> Path:
     path = folder / f"{recipe.name}.py"
     path.write_text(f"from tl_nlp import Recipe\n\nrecipe = Recipe.model_validate_json({recipe.model_dump_json()!r})\n")
     return path
+
+
+class Answer(NamedTuple):
+    """What a command line printed, and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Answer]:
+    """The command line, in this process: imports are paid once. A first word that ends in .py is run as a script."""
+
+    def run(*words: object) -> Answer:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["tl-nlp", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        with pytest.raises(SystemExit) as ended:
+            if str(words[0]).endswith(".py"):
+                sys.argv.pop(0)
+                runpy.run_path(str(words[0]), run_name="__main__")
+            main()
+        return Answer(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
 
 
 def tl_nlp(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:

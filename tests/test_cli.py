@@ -4,10 +4,11 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, recipe_file, review_rows, tiny_recipe, tl_nlp, write_jsonl
+from conftest import ROOT, Answer, recipe_file, review_rows, tiny_recipe, tl_nlp, write_jsonl
 
 from tl_nlp import Run, train
 
@@ -60,29 +61,27 @@ def test_train_ends_with_the_run_and_a_recipe_is_a_script(recipe: Path, own_runs
     assert "training: 100%" in done.stderr
 
 
-def test_predict_prints_a_json_line_for_each_text(trained: Run, tmp_path: Path) -> None:
-    done = tl_nlp("predict", str(trained.folder), "a good film", "=1+1")
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+def test_predict_prints_a_json_line_for_each_text(trained: Run, tmp_path: Path, command: Callable[..., Answer]) -> None:
+    answer = command("predict", trained.folder, "a good film", "=1+1")
+    lines = [json.loads(line) for line in answer.out.splitlines()]
     assert [list(line) for line in lines] == [["id", "label", "probabilities"]] * 2
     assert [line["id"] for line in lines] == ["0", "1"]
     piped = subprocess.run(
         [sys.executable, "-m", "tl_nlp", "predict", str(trained.folder)],
         input="a good film\n=1+1\n", capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert piped.stdout == done.stdout
+    assert piped.stdout == answer.out
     table = tmp_path / "in.csv"
     table.write_text("id,text\n=a,a good film\n")
-    written = tl_nlp("predict", str(trained.folder), "--input", str(table), "--output", str(tmp_path / "out.csv"))
-    assert written.returncode == 0, written.stderr
-    assert written.stdout == ""
+    written = command("predict", trained.folder, "--input", table, "--output", tmp_path / "out.csv")
+    assert (written.status, written.out) == (0, ""), written.err
     header, row = (tmp_path / "out.csv").read_text().splitlines()
     assert header == "id,label,probabilities.negative,probabilities.positive"
     assert row.startswith("'=a,")
 
 
-def test_evaluate_prints_the_split_of_the_results(trained: Run) -> None:
-    done = tl_nlp("evaluate", str(trained.folder))
-    assert json.loads(done.stdout) == trained.results()["splits"]["test"]
+def test_evaluate_prints_the_split_of_the_results(trained: Run, command: Callable[..., Answer]) -> None:
+    assert json.loads(command("evaluate", trained.folder).out) == trained.results()["splits"]["test"]
 
 
 CASES = {
@@ -115,7 +114,14 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_gets_one_sentence(case: str, recipe: Path, trained: Run, tmp_path: Path) -> None:
+def test_bad_input_gets_one_sentence(
+    case: str,
+    recipe: Path,
+    trained: Run,
+    tmp_path: Path,
+    command: Callable[..., Answer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     words, status, message = CASES[case]
     (tmp_path / "latin.csv").write_bytes(b"text,target\ncaf\xe9,positive\n")
     write_jsonl(tmp_path / "empty.jsonl", [*review_rows(20), {"text": "", "target": "negative"}])
@@ -130,16 +136,22 @@ def test_bad_input_gets_one_sentence(case: str, recipe: Path, trained: Run, tmp_
         "data.path=EMPTY": f"data.path={tmp_path / 'empty.jsonl'}",
         "data.path=LATIN": f"data.path={tmp_path / 'latin.csv'}",
     }  # fmt: skip
-    network = {"GRADIO_SERVER_NAME": "0.0.0.0"} if case == "open to the network" else {}
-    done = tl_nlp(*(str(places.get(word, word)) for word in words), **network)
-    assert done.returncode == status, done.stderr
-    assert done.stdout == ""
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("tl-nlp: ")
-    assert message in last
-    assert "Traceback" not in done.stderr
-    assert len([line for line in done.stderr.splitlines() if line.startswith("tl-nlp: ")]) == 1
+    if case == "open to the network":
+        monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+    answer = command(*(places.get(word, word) for word in words))
+    assert answer.status == status, answer.err
+    assert answer.out == ""
+    (complaint,) = [line for line in answer.err.splitlines() if line.startswith("tl-nlp: ")]
+    assert answer.err.splitlines()[-1] == complaint
+    assert message in complaint
+    assert "Traceback" not in answer.err
 
 
-def test_debug_shows_the_traceback() -> None:
-    assert "Traceback" in tl_nlp("train", "nosuch", "--debug").stderr
+def test_debug_shows_the_traceback(command: Callable[..., Answer]) -> None:
+    assert "Traceback" in command("train", "nosuch", "--debug").err
+
+
+def test_a_fault_in_a_process_of_its_own_has_its_status() -> None:
+    done = tl_nlp("train", "nosuch")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("tl-nlp: no recipe 'nosuch'")

@@ -2,14 +2,12 @@
 
 import ast
 import json
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, review_rows, write_jsonl
+from conftest import ROOT, Answer, review_rows, write_jsonl
 
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 STEPS = ["training.epochs=0.01", "data.rows=12"]
@@ -27,7 +25,15 @@ def test_a_recipe_is_a_short_declaration_with_its_cost(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_runs(path: Path, tiny_bert: Path, tiny_t5: Path, own_runs: Path, tmp_path: Path) -> None:
+def test_a_recipe_runs(
+    path: Path,
+    tiny_bert: Path,
+    tiny_t5: Path,
+    own_runs: Path,
+    tmp_path: Path,
+    command: Callable[..., Answer],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     words = list(STEPS)
     rows = write_jsonl(tmp_path / "rows.jsonl", [{**row, "summary": "the film"} for row in review_rows(60)])
     if path.stem == "classification":
@@ -49,15 +55,10 @@ def test_a_recipe_runs(path: Path, tiny_bert: Path, tiny_t5: Path, own_runs: Pat
         words += [f"data.name={folder}", f"checkpoint={tiny_t5}", "task.max_length=64", "task.max_new_tokens=8"]
     if path.stem == "summary_highlights":
         words += ["data.rows=3"]
-    done = subprocess.run(
-        [sys.executable, str(path), *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HOME": str(tmp_path / "hf")},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    folder = Path(done.stdout.splitlines()[-1])
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    answer = command(path, *words)
+    assert answer.status == 0, answer.err
+    folder = Path(answer.out.splitlines()[-1])
     assert folder.parent.parent == own_runs
     results = json.loads((folder / "results.json").read_text())
     assert results["main_metric"] in results["splits"]["test"]["metrics"]
