@@ -19,7 +19,7 @@ recipe = Recipe(
     data=Files(path="mine.csv"),
     task=Classification(max_length=128),
     method=Full(embeddings=False),
-    training=Training(epochs=3, lr=1e-4),
+    training=Training(epochs=2, lr=1e-4, dropout=0.0),
 )
 
 if __name__ == "__main__":

@@ -22,9 +22,9 @@ recipe = Recipe(
         test="samples/short_answers/test.jsonl",
         tests={"test_unseen": "samples/short_answers/test_unseen.jsonl"},
     ),
-    task=Grading(low=0, high=5),
+    task=Grading(low=0, high=5, pooling="mean"),
     method=Full(embeddings=False),
-    training=Training(epochs=15, batch_size=16, lr=2e-4, head_lr=1e-3),
+    training=Training(epochs=12, batch_size=16, lr=2e-4, head_lr=1e-3),
 )
 
 if __name__ == "__main__":

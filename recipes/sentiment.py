@@ -24,7 +24,7 @@ recipe = Recipe(
     ),
     task=Classification(labels=("negative", "positive"), max_length=128),
     method=Full(embeddings=False),
-    training=Training(epochs=3, lr=1e-4),
+    training=Training(epochs=2, lr=1e-4, dropout=0.0),
 )
 
 if __name__ == "__main__":

@@ -94,6 +94,11 @@ CASES = {
     "undeclared label": (
         ["train", "RECIPE", 'task.labels=["negative", "neutral"]'], 2, "'positive' is none of the labels negative,"
     ),
+    "undeclared label in the test file": (
+        ["train", "RECIPE", "data.path=null", "data.train=ROWS", "data.test=OTHER", 'task.labels=["negative", "positive"]'],
+        2,
+        "'neutral' is none of the labels",
+    ),
     "empty text in data": (["train", "RECIPE", "data.path=EMPTY"], 2, "1 rows have an empty text"),
     "split without rows": (["train", "RECIPE", "data.keep_together=target"], 2, "has no rows"),
     "not UTF-8": (["train", "RECIPE", "data.path=LATIN"], 2, "line 2: byte 0xe9 is not UTF-8"),
@@ -133,6 +138,8 @@ def test_bad_input_gets_one_sentence(
     weights.write_bytes(weights.read_bytes()[:1000])
     places = {
         "RECIPE": recipe, "RUN": trained.folder, "CORRUPT": corrupt, "TRUNCATED": truncated,
+        "data.train=ROWS": f"data.train={write_jsonl(tmp_path / 'rows.jsonl', review_rows(40))}",
+        "data.test=OTHER": f"data.test={write_jsonl(tmp_path / 'other.jsonl', [{'text': 'x', 'target': 'neutral'}])}",
         "data.path=EMPTY": f"data.path={tmp_path / 'empty.jsonl'}",
         "data.path=LATIN": f"data.path={tmp_path / 'latin.csv'}",
     }  # fmt: skip

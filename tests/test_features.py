@@ -8,7 +8,6 @@ from conftest import tiny_recipe
 from safetensors.torch import load_file
 
 from tl_nlp import features, train
-from tl_nlp.heads import HEADS
 from tl_nlp.model import load_model, load_tokenizer
 from tl_nlp.training import _encode
 
@@ -40,7 +39,7 @@ def test_only_what_the_head_reads_is_kept(tiny_bert: Path, reviews: Path) -> Non
     for pooling, first_only in (("checkpoint", True), ("mean", False)):
         chosen = recipe.model_copy(update={"task": task.model_copy(update={"pooling": pooling})})
         model = load_model(chosen, tiny_bert)
-        computed = features.compute(model, HEADS["classify"](pooling), encoded, 0, "float32", "features")
+        computed = features.compute(model, encoded, 0, "float32", "features")
         for windows, lengths in zip(computed.columns["features"], computed.lengths, strict=True):
             assert [len(window) for window in windows] == ([1] * len(lengths) if first_only else lengths)
 

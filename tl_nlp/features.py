@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
 from tl_nlp.hardware import autocast
-from tl_nlp.heads import Head
 from tl_nlp.model import head_modules
 
 MAX_BYTES = 2 * 10**9  # of features in memory; beyond, the backbone runs every epoch
@@ -45,7 +44,7 @@ def is_cacheable(model: Any, learning: set[str], rows: list[Encoded]) -> bool:
     return inside_head and n_tokens * model.config.hidden_size * 4 <= MAX_BYTES
 
 
-def compute(model: Any, head: Head, encoded: Encoded, pad_id: int, precision: str, description: str) -> Features:
+def compute(model: Any, encoded: Encoded, pad_id: int, precision: str, description: str) -> Features:
     """The last states of the backbone in eval mode, as float32 of shape (positions, hidden) for each window.
 
     Where the head reads only a window's first state, as BERT's does, only that one is kept.

@@ -47,8 +47,9 @@ def train(recipe: Recipe | Run, *, root: Path | None = None) -> Run:
     rows = given.data.load()
     task = given.task.resolve(rows)
     resolved = given.model_copy(update={"task": task})
+    # tests too, so that a target that does not fit is told before the training and not after it
+    encoded = {split: _encode(rows[split], task, tokenizer, split) for split in rows}
     run = recipe if isinstance(recipe, Run) else _create(resolved, root, accelerator)
-    encoded = {split: _encode(rows[split], task, tokenizer, split) for split in ("train", "validation")}
     if accelerator.is_main_process:
         _note_start(run, resolved, rows, encoded, accelerator)
     model = load_model(resolved, folder)
@@ -159,11 +160,11 @@ def _fit(
     predictor = Predictor(model, tokenizer, task, training.precision)
     pad_id = tokenizer.pad_token_id or 0
     learning = set(Weights.of(model, recipe.method, training.epochs).by_name)
-    cached = features.is_cacheable(model, learning, list(encoded.values()))
+    cached = features.is_cacheable(model, learning, [encoded["train"], encoded["validation"]])
     if cached:
         encoded = {
-            split: features.compute(model, head, tokens, pad_id, training.precision, f"features of {split}")
-            for split, tokens in encoded.items()
+            split: features.compute(model, encoded[split], pad_id, training.precision, f"features of {split}")
+            for split in ("train", "validation")
         }
     references = columns_of(rows["validation"], (*COLUMNS, *task.columns))
     mine = range(accelerator.process_index, len(rows["validation"]), accelerator.num_processes)
