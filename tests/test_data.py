@@ -6,9 +6,10 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from tl_nlp.data.aclsum import Aclsum
-from tl_nlp.data.hub import Hub
+from tl_nlp.data.files import Files
+from tl_nlp.data.hub import Hub, named_classes
 from tl_nlp.data.package import Package
-from tl_nlp.errors import DataError, HubError
+from tl_nlp.errors import DataError, HubError, RecipeError
 
 
 def test_a_package_is_read_and_not_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -51,3 +52,19 @@ def test_aclsum_is_papers_by_aspects() -> None:
     assert len(row["sentences"]) == len(row["sections"]) == len(row["highlights"])
     assert row["text"].startswith(row["sentences"][0])
     assert len(Aclsum(aspects=("outcome",)).load()["train"]) == 100
+
+
+def test_lists_of_classes_name_them_too() -> None:
+    from datasets import List
+
+    features = Features({"text": Value("string"), "labels": List(ClassLabel(names=["joy", "fear"]))})
+    rows = Dataset.from_dict({"text": ["a", "b", "c"], "labels": [[1, 0], [], [0]]}, features)
+    assert named_classes(rows)["labels"].to_pylist() == [["fear", "joy"], [], ["joy"]]
+
+
+def test_paths_stay_inside_the_package_and_names_inside_the_run() -> None:
+    with pytest.raises(DataError, match="leads out of the package tl_nlp"):
+        Package(module="tl_nlp", path="../secret.csv").load()
+    for name in ("../../x", "train"):
+        with pytest.raises(RecipeError, match="tests"):
+            Files(path="a.csv", tests={name: "b.csv"})

@@ -146,6 +146,13 @@ def test_an_empty_text_is_a_message_and_not_a_crash(page) -> None:
     expect(page.get_by_text("the text is empty")).to_be_visible()
 
 
+def test_an_artifact_alone_is_a_page(runs: list[Run]) -> None:
+    from tl_nlp.demo.page import build
+
+    labels = [block.label for block in build([runs[0].model_dir]).blocks.values() if hasattr(block, "label")]
+    assert "labels" in labels
+
+
 def test_examples_fill_the_text(page) -> None:
     panel = page.get_by_role("tabpanel").locator("visible=true").first
     page.get_by_role("tab", name="labels", exact=True).click()

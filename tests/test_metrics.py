@@ -35,7 +35,7 @@ def test_grades_equal_scipy_and_scikit_learn() -> None:
     r = DRAW.integers(0, 6, 300).astype(float)
     p = np.clip(r + DRAW.normal(0, 1, 300), 0, 5)
     groups = DRAW.choice(["x", "y"], 300)
-    scores = ScoreMetrics().compute(references=r, predictions=p, groups=groups, step=1.0)
+    scores = ScoreMetrics().compute(references=r, predictions=p, groups=groups, lows=np.zeros(300), step=1.0)
     in_group = [
         cohen_kappa_score(r[groups == name], np.rint(p[groups == name]), weights="quadratic") for name in ("x", "y")
     ]

@@ -62,6 +62,7 @@ def test_a_hub_that_is_out_of_reach_is_one_sentence(reviews: Path, tmp_path: Pat
     [
         ({"config.json": None}, "holds no config.json"),
         ({"config.json": b"{"}, "config.json is no JSON"),
+        ({"config.json": b'{"model_type": "nosuch"}'}, r"config\.json cannot be used|cannot be loaded"),
         ({"model.safetensors": None, "pytorch_model.bin": b"x"}, r"holds no \*\.safetensors"),
         (
             {"config.json": b'{"model_type": "bert", "auto_map": {"AutoModel": "evil.Model"}}'},
@@ -219,6 +220,19 @@ def test_a_damaged_artifact_is_refused(tiny_bert: Path, reviews: Path) -> None:
     (run.folder / "recipe.json").write_text("{")
     with pytest.raises(RunError, match=r"recipe\.json cannot be read"):
         Run.open(run.folder).recipe()
+
+
+def test_an_adapter_that_lost_its_head_is_refused(tiny_bert: Path, reviews: Path) -> None:
+    run = train(tiny_recipe(tiny_bert, reviews, method="lora"))
+    file = run.model_dir / "adapter_model.safetensors"
+    tensors = load_file(file)
+    del tensors["base_model.model.classifier.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"does not fit its checkpoint: it lacks .*classifier\.weight"):
+        Predictor.load(run)
+    file.write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        Predictor.load(run)
 
 
 def test_dropout_is_the_recipes(tiny_bert: Path, reviews: Path) -> None:

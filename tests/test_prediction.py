@@ -88,6 +88,23 @@ def test_evaluate_is_what_training_reported(run: Run, tmp_path: Path) -> None:
         evaluate(run, file=file)
 
 
+def test_scores_need_the_labels_the_model_knows(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "numbers.csv"
+    file.write_text("text,target\nthe film was lovely,1\n")
+    with pytest.raises(DataError, match="row 0: '1' is none of the labels negative, positive"):
+        evaluate(run, file=file)
+
+
+def test_a_split_that_has_changed_is_not_scored(tiny_bert: Path, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", review_rows(60))
+    changing = train(tiny_recipe(tiny_bert, path))
+    write_jsonl(path, review_rows(66))
+    with pytest.raises(
+        DataError, match=r"the test rows are not those .* was made with, and some may have been trained on"
+    ):
+        evaluate(changing)
+
+
 def test_a_file_names_its_columns_as_we_do_or_as_the_recipe_does(run: Run, tiny_bert: Path, tmp_path: Path) -> None:
     import pyarrow as pa
 

@@ -99,3 +99,20 @@ def test_empty_texts_are_refused_with_their_row(tmp_path: Path) -> None:
     rows[7]["text"] = "  "
     with pytest.raises(DataError, match="split train: 1 rows have an empty text, row 8 of the file"):
         Files(path=write(tmp_path, rows)).load()
+
+
+def test_rows_that_belong_to_nobody_are_not_kept_together(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "target": str(n % 2), "author": f"a{n}" if n % 2 else None} for n in range(200)]
+    splits = Files(path=write(tmp_path, rows), keep_together="author").load()
+    assert {name: len(split) for name, split in splits.items()} == {"train": 140, "validation": 30, "test": 30}
+
+
+def test_values_replace_the_members_of_lists(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "target": ["x", "y"][: n % 3]} for n in range(40)]
+    splits = Files(path=write(tmp_path, rows), values={"x": "ex"}).load()
+    assert {name for target in splits["train"]["target"] for name in target} == {"ex", "y"}
+
+
+def test_numbers_beyond_whole_ones_stay_what_they_are(tmp_path: Path) -> None:
+    rows = [{"text": f"text {n}", "target": 1e20 if n % 2 else 3.0} for n in range(40)]
+    assert set(Files(path=write(tmp_path, rows)).load()["train"]["target"]) == {"1e+20", "3"}

@@ -67,3 +67,8 @@ def test_predictions_as_csv_are_flat_and_run_no_formula(tmp_path: Path) -> None:
     assert read_table(tmp_path / "p.jsonl").to_pylist() == rows
     with pytest.raises(DataError, match=r"written as \.jsonl or \.csv"):
         write_rows(tmp_path / "p.txt", rows)
+
+
+def test_texts_that_look_like_dates_stay_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "2020-01-01", "target": "2020-01-01T10:00:00"}\n')
+    assert read_table(tmp_path / "a.jsonl").to_pylist() == [{"text": "2020-01-01", "target": "2020-01-01T10:00:00"}]

@@ -41,6 +41,8 @@ def test_classification(bert) -> None:
     assert task.score([prediction, prediction], rows(target=["10", "9"]))["accuracy"] == 0.5
     with pytest.raises(DataError, match=r"row r0: 'bad' is none of the labels 9, 10, ok; add it to task\.labels"):
         task.encode(rows(target=["bad"]), bert)
+    with pytest.raises(DataError, match="row r1: its target is empty"):
+        Classification().resolve(splits(target=["x", "", "y"]))
     with pytest.raises(DataError, match="the targets are all 'x'"):
         Classification().resolve(splits(target=["x", "x"]))
     with pytest.raises(RecipeError, match="two or more different names"):
@@ -57,6 +59,7 @@ def test_multilabel(bert) -> None:
     (prediction,) = strict.decode(outputs, rows(target=["a"]), bert)
     assert prediction.labels == ["a"]
     assert strict.score([prediction], rows(target=["a"]))["exact_match"] == 1
+    assert Multilabel().resolve(splits(target=[[2, 1], None])).labels == ("1", "2")
     with pytest.raises(DataError, match="row r0: 'd' is none of the labels a, b, c"):
         task.encode(rows(target=["a|d"]), bert)
 
@@ -102,9 +105,23 @@ def test_grading_with_a_scale_in_each_row_and_several_traits(bert) -> None:
         task.decode([np.array([0.1, 0.1])], rows(pair=["p"]), bert)
 
 
+def test_the_tasks_scale_goes_before_the_rows(bert) -> None:
+    given = rows(target=["3"], low=[0], high=[4])
+    assert Grading(low=1, high=5).encode(given, bert)["labels"] == [[0.5]]
+    assert Grading().encode(given, bert)["labels"] == [[0.75]]
+    with pytest.raises(DataError, match="row r0: its scale is n/a to 4"):
+        Grading().encode(rows(target=["3"], low=["n/a"], high=[4]), bert)
+
+
+def test_steps_count_from_the_low_end_of_the_scale(bert) -> None:
+    given = rows(target=["1", "3", "5", "7"])
+    predictions = [Scores({"score": value}) for value in (1.0, 5.0, 3.0, 7.0)]
+    assert Grading(low=1, high=7, step=2).score(predictions, given)["qwk"] == pytest.approx(0.8)
+
+
 def test_the_step_of_grades_sets_what_qwk_compares(bert) -> None:
     given = rows(target=["1", "2", "3.5"])
-    predictions = [Scores({"score": value}) for value in (1.2, 2.2, 3.3)]
+    predictions = [Scores({"score": value}) for value in (1.2, 2.2, 3.6)]
     whole, halves = (Grading(low=1, high=5, step=step).score(predictions, given)["qwk"] for step in (1.0, 0.5))
     assert whole < halves == 1
 
@@ -124,6 +141,11 @@ def test_summarization(tiny_t5: Path) -> None:
     assert prediction == Text("good film")
     assert as_json(prediction) == {"text": "good film"}
     assert task.score([prediction], rows(target=["bad plot"], others=[["good film"]]))["rouge1"] == 100
+    assert task.score([prediction], rows(target=["bad plot"], others=["good film"]))["rouge1"] == 100
+    long = task.encode(rows(target=["good film and very fine plot"]), tokenizer)
+    assert (tokenizer.decode(long["labels"][0]), long["cut"]) == ("good film and </s>", [3])
+    with pytest.raises(DataError, match="row r0: its target '' is no text"):
+        task.encode(rows(target=[""]), tokenizer)
     with pytest.raises(RecipeError, match="min_new_tokens: 9 is above max_new_tokens 4"):
         Summarization(max_new_tokens=4, min_new_tokens=9)
 
@@ -145,5 +167,7 @@ def test_highlights(bert) -> None:
     assert marks.encode(rows(text=[text], target=["x"], highlights=[[0, 1, 1]]), bert)["labels"] == [[0.0, 1.0, 1.0]]
     with pytest.raises(DataError, match="row r0: 2 highlights for 3 sentences"):
         marks.encode(rows(text=[text], target=["x"], highlights=[[0, 1]]), bert)
+    with pytest.raises(DataError, match="row r0: the column sentences holds 'one text', not a list"):
+        task.encode(rows(sentences=["one text"], target=["x"]), bert)
     with pytest.raises(DataError, match="needs the columns sentences and highlights"):
         marks.encode(rows(text=[text], target=["x"]), bert)

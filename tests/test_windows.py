@@ -64,3 +64,29 @@ def test_a_sentence_longer_than_a_window_is_cut_and_counted(tiny_bert: Path) -> 
     room = 32 - 3 - 3  # special tokens and "99 of 99"
     assert rows["cut"] == [60 - room]
     assert [len(window) for window in rows["input_ids"][0]] == [32, 7]
+
+
+def test_tokens_that_begin_with_their_space_belong_to_their_own_sentence() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = [
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<pad>",
+        "\u2581good",
+        "\u2581film",
+        "\u2581plot",
+        "\u2581of",
+        "\u25811",
+        "\u258199",
+    ]
+    inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>")
+    rows = sentence_windows([["good film", "plot", "good plot"]], [""], [None], tokenizer, 32, 8)
+    assert [owner for owner in rows["sentence_ids"][0][0] if owner >= 0] == [0, 0, 1, 2, 2]

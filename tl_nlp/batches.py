@@ -86,6 +86,9 @@ def collate(columns: dict[str, list[Any]], pad_id: int, device: Any = "cpu") -> 
         lengths = [len(window) for window in windows]
     else:
         lengths = [len(window) for windows in columns["input_ids"] for window in windows]
+    batch["lengths"] = torch.tensor(lengths)
+    if "lengths" in columns:  # of the tokens that features stand for
+        batch["lengths"] = torch.tensor([length for windows in columns["lengths"] for length in windows])
     batch["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
     if "labels" in columns:
         batch["labels"] = _labels(columns["labels"])

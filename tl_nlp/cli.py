@@ -93,7 +93,10 @@ def _add_recipe(sub: argparse.ArgumentParser, metavar: str, text: str) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     for name, path in recipe_files().items():
-        summary = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n")[0]
+        try:
+            summary = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n")[0]
+        except (SyntaxError, ValueError) as error:
+            summary = f"cannot be read: {error}"
         print(f"{name:22} {summary}")
     for axis in ("tasks", "data", "methods"):
         print(f"{axis + ':':22} {', '.join(kinds(axis))}")
@@ -133,15 +136,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
+    from tl_nlp.tables import check_output, read_table, write_rows
+    from tl_nlp.types import as_json
+
     artifact_folder(arguments.run)  # a wrong path is answered before torch is imported
     if arguments.input is not None and (arguments.texts or arguments.pair is not None):
         raise RecipeError("--input names a file of rows; texts and --pair go without it")
-    texts = arguments.texts or ([] if arguments.input or sys.stdin.isatty() else sys.stdin.read().splitlines())
+    if arguments.output is not None:
+        check_output(arguments.output)
+    texts = arguments.texts or ([] if arguments.input or sys.stdin.isatty() else _lines_of_stdin())
     if not texts and arguments.input is None:
         raise RecipeError("no texts: give them as arguments, as lines of stdin, or as a file with --input")
     from tl_nlp.prediction import Predictor
-    from tl_nlp.tables import read_table, write_rows
-    from tl_nlp.types import as_json
 
     table = None if arguments.input is None else read_table(arguments.input)
     predictor = Predictor.load(arguments.run)
@@ -157,21 +163,37 @@ def _predict(arguments: argparse.Namespace) -> None:
             print(json.dumps(row, ensure_ascii=False))
 
 
+def _lines_of_stdin() -> list[str]:
+    try:
+        return sys.stdin.read().splitlines()
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"stdin is not UTF-8 at byte {error.start}; iconv -f latin1 -t utf-8 converts it") from None
+
+
 def _demo(arguments: argparse.Namespace) -> None:
-    runs = [Run.open(run) for run in arguments.runs] or newest_runs()
-    if not runs:
+    for path in arguments.runs:
+        artifact_folder(path)
+    folders = [Path(path) for path in arguments.runs] or [run.folder for run in newest_runs()]
+    if not folders:
         raise RecipeError(f"no finished run under {runs_root()}; tl-nlp train RECIPE makes one")
     from tl_nlp.demo.page import serve
 
-    serve(runs)
+    serve(folders)
 
 
 def _runs(arguments: argparse.Namespace) -> None:
     for run in all_runs():
-        recipe, score = run.recipe(), ""
-        if run.is_finished:
-            results = run.results()
-            main_metric = results["main_metric"]
-            for split, scores in results["splits"].items():
-                score += f"  {split} {main_metric} {scores['metrics'][main_metric]['value']:.4g}"
-        print(f"{run.folder}  {run.status}  {recipe.method.kind}{score}")
+        try:
+            print(f"{run.folder}  {run.status}  {run.recipe().method.kind}{_main_scores(run)}")
+        except TLError as error:
+            print(f"{run.folder}  damaged  {error}")
+
+
+def _main_scores(run: Run) -> str:
+    if not run.is_finished:
+        return ""
+    results = run.results()
+    name = results["main_metric"]
+    return "".join(
+        f"  {split} {name} {scores['metrics'][name]['value']:.4g}" for split, scores in results["splits"].items()
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tl_nlp.errors import DataError
 from tl_nlp.prediction import Predictor
-from tl_nlp.rows import columns_of, select
+from tl_nlp.rows import columns_of, fingerprint, select
 from tl_nlp.run import Run
 from tl_nlp.tables import read_table
 from tl_nlp.types import COLUMNS, Prediction
@@ -36,6 +36,12 @@ def evaluate(run: Run | str | Path, split: str = "test", file: str | Path | None
         if split not in splits:
             raise DataError(f"no split {split!r}; there are: {', '.join(splits)}")
         rows = splits[split]
+        known = run.data().get("splits", {}).get(split, {}).get("fingerprint")
+        if known not in (None, fingerprint(rows)):
+            raise DataError(
+                f"the {split} rows are not those {run.folder} was made with, and some may have been trained on; "
+                "put the data back, or score rows of their own with --file"
+            )
     return score(Predictor.load(run), rows)[0]
 
 

@@ -39,9 +39,14 @@ def is_cacheable(model: Any, learning: set[str], rows: list[Encoded]) -> bool:
     """Whether only the head of an encoder learns, and the states it reads fit in `MAX_BYTES`."""
     if hasattr(model, "peft_config") or model.config.is_encoder_decoder or not head_modules(model):
         return False
-    inside_head = all(name.startswith(tuple(f"{module}." for module in head_modules(model))) for name in learning)
-    n_tokens = sum(sum(windows) for encoded in rows for windows in window_lengths(encoded))
-    return inside_head and n_tokens * model.config.hidden_size * 4 <= MAX_BYTES
+    if isinstance(getattr(model.base_model, "pooler", None), nn.Linear):  # ALBERT's acts inside its backbone
+        return False
+    if not all(name.startswith(tuple(f"{module}." for module in head_modules(model))) for name in learning):
+        return False
+    first_only = _reads_first_only(model)
+    lengths = [windows for encoded in rows for windows in window_lengths(encoded)]
+    n_states = sum(len(windows) if first_only else sum(windows) for windows in lengths)
+    return n_states * model.config.hidden_size * 4 <= MAX_BYTES
 
 
 def compute(model: Any, encoded: Encoded, pad_id: int, precision: str, description: str) -> Features:
@@ -66,7 +71,7 @@ def compute(model: Any, encoded: Encoded, pad_id: int, precision: str, descripti
                 windows_of[rows[row]].append(window[:n_kept].copy())
             bar.update(len(rows))
     columns = {name: encoded[name][:] for name in encoded.column_names if name in ("labels", "sentence_ids")}
-    return Features({"features": windows_of, **columns}, lengths)
+    return Features({"features": windows_of, "lengths": lengths, **columns}, lengths)
 
 
 def _reads_first_only(model: Any) -> bool:

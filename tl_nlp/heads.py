@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 Batch = dict[str, Tensor]
-"""`input_ids` (or `inputs_embeds`) and `attention_mask` of shape (windows, tokens), `rows` of shape (windows,): the
-index of each window's example, `n_rows`, and with targets `labels` of shape (examples, ...)."""
+"""`input_ids` (or `inputs_embeds`) and `attention_mask` of shape (windows, tokens); of shape (windows,): `rows`, the
+index of each window's example, and `lengths`, the tokens it stands for; `n_rows`; with targets `labels` of shape
+(examples, ...)."""
 
 _INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids")
 
@@ -66,7 +67,7 @@ class Pooled(Head):
         if self.by_token:
             logits, rows, weights = logits.flatten(0, 1), rows.repeat_interleave(mask.shape[1]), mask.flatten()
         else:
-            weights = mask.sum(1)
+            weights = batch["lengths"]
         return pool(logits, rows, weights, int(batch["n_rows"]))
 
 

@@ -150,7 +150,7 @@ def fit(
             rate = plan.rate(training.schedule, step)
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * rate
-            model.train()
+            _train_mode(model, weights)
             torch.manual_seed(_mix(training.seed, step, accelerator.process_index))
             total, count = _backward(model, head, encoded, rows, lengths, training, accelerator, pad_id)
             norm = _clip(weights, count, training.max_grad_norm, accelerator)
@@ -217,6 +217,13 @@ def _unfreeze(model: Any, weights: Weights, method: Method, epoch: int) -> None:
         weight.requires_grad_(name in learning)
 
 
+def _train_mode(model: Any, weights: Weights) -> None:
+    """Dropout acts, but not in a backbone of which nothing learns: its states are features, cached or not."""
+    model.train()
+    if all(name in weights.in_head for name, weight in weights.by_name.items() if weight.requires_grad):
+        model.base_model.eval()
+
+
 def _freeze_all(model: Any) -> None:
     for weight in model.parameters():
         weight.requires_grad_(False)
@@ -234,13 +241,13 @@ def _backward(
 ) -> tuple[float, float]:
     """Adds the gradient of the summed loss of this process's rows; returns sum and count over all processes."""
     here = sorted(rows, key=lambda index: -max(lengths[index]))[accelerator.process_index :: accelerator.num_processes]
-    sums = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    sums = torch.zeros(2, device=accelerator.device)
     for pass_rows in passes(here, lengths, training.device_batch_size):
         batch = collate(encoded[pass_rows], pad_id, accelerator.device)
         with autocast(training.precision, accelerator.device):
             loss, count = head.loss(model, batch)
-        accelerator.backward(loss)
-        sums += torch.stack([loss.detach().double(), count.double()])
+        loss.backward()
+        sums += torch.stack([loss.detach(), count.to(loss.dtype)])
     total, count = accelerator.reduce(sums, "sum").tolist()
     return total, count
 

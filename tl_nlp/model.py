@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -58,11 +60,11 @@ def _package_weights(module: str) -> Path:
 
 def _run_weights(run: Run) -> Path:
     """A finished run's weights as plain ones: an adapter is merged into its checkpoint first."""
-    recipe = run.recipe()
-    if not recipe.method.is_adapter:
-        return run.model_dir
-    model, tokenizer = load_trained(run.model_dir)
+    if not run.recipe().method.is_adapter:
+        return run.artifact
+    model, tokenizer = load_trained(run.artifact)
     merged = Path(tempfile.mkdtemp(prefix="tl_nlp-merged-"))
+    atexit.register(shutil.rmtree, merged, ignore_errors=True)
     model.merge_and_unload().save_pretrained(merged)
     tokenizer.save_pretrained(merged)
     return merged
@@ -143,16 +145,22 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model",
 
 def check_length(recipe: Recipe, folder: Path, tokenizer: Any) -> None:
     """Refuses a `task.max_length` beyond the positions of the checkpoint. Raises RecipeError."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    limit = min(tokenizer.model_max_length, _positions(config))
+    limit = min(tokenizer.model_max_length, _positions(_load_config(folder)))
     if recipe.task.max_length > limit:
         raise RecipeError(
             f"{recipe.task.max_length} tokens do not fit the {limit:.0f} positions of this checkpoint; "
             "a longer text becomes several windows",
             "task.max_length",
         )
+
+
+def _load_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {_first_line(error)}") from None
 
 
 def _positions(config: Any) -> float:
@@ -186,7 +194,7 @@ def _load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
 
     load_in = recipe.checkpoint.load_in
     head = HEADS[recipe.task.head](**recipe.task.head_settings())
-    config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+    config = _load_config(folder)
     auto_class = getattr(transformers, head.auto_class)
     if type(config) not in auto_class._model_mapping:
         fits = {"AutoModelForSeq2SeqLM": "a T5- or BART-style checkpoint"}.get(
@@ -209,7 +217,7 @@ def _load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
     if recipe.training.dropout is not None:
         _set_dropout(config, recipe.training.dropout)
     with torch.device("meta"):
-        modules = head_modules(auto_class.from_config(config))
+        modules = head_modules(auto_class.from_config(config, attn_implementation="eager"))
     options = _number_format(load_in, config, modules or ["lm_head"])
     try:
         model, info = auto_class.from_pretrained(

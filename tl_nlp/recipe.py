@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 Pooling = Literal["checkpoint", "mean"]
 """How an encoder's states become one answer: as the checkpoint's own classification class does (BERT: the first token
 through its pooler), or as the mean over all tokens, which sentence encoders were trained for."""
+TestSplit = Annotated[str, Field(pattern="^test_[A-Za-z0-9_-]+$")]
+"""The name of a further test split, which is also a file's name."""
 LoadIn = Literal["float32", "bfloat16", "float16", "int8", "nf4"]
 
 
@@ -238,7 +240,6 @@ class Recipe(Value):
         "full", validate_default=True
     )
     training: Training = Training()
-    licence: str | None = None  # of what is trained, for its model card
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:

@@ -107,7 +107,8 @@ def _renamed(table: pa.Table, data: Data, split: str) -> pa.Table:
     if data.keep_together is not None:
         _require(table, data.keep_together, "data.keep_together", split)
         sources[KEEP_TOGETHER] = data.keep_together
-    rest = {name: name for name in table.column_names if name not in sources and name not in sources.values()}
+    taken = {KEEP_TOGETHER, *sources, *sources.values()}
+    rest = {name: name for name in table.column_names if name not in taken}
     return _mapped(pa.table({name: table[source] for name, source in (sources | rest).items()}), data)
 
 
@@ -123,6 +124,11 @@ def _mapped(table: pa.Table, data: Data) -> pa.Table:
             continue
         place, column = table.column_names.index(name), table[name]
         if name == "target" and pa.types.is_nested(column.type):
+            if pa.types.is_list(column.type) and data.values:
+                column = column.combine_chunks()
+                members = _replaced(_as_text(column.flatten()), data.values)
+                offsets = pa.array([0, *pc.fill_null(pc.list_value_length(column), 0).to_numpy().cumsum()], pa.int32())
+                table = table.set_column(place, name, pa.ListArray.from_arrays(offsets, members))
             continue
         column = _as_text(column)
         if name == "target" and data.values:
@@ -132,7 +138,10 @@ def _mapped(table: pa.Table, data: Data) -> pa.Table:
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if pa.types.is_floating(column.type) and pc.all(pc.equal(column, pc.floor(column))).as_py():
+    whole = pa.types.is_floating(column.type) and pc.all(
+        pc.and_(pc.less(pc.abs(column), 2**53), pc.equal(column, pc.floor(column)))
+    )
+    if whole and whole.as_py():
         column = column.cast(pa.int64())  # 3.0 is the label "3"
     return column.cast(pa.string())
 
@@ -196,6 +205,8 @@ def _blocks(table: pa.Table) -> np.ndarray:
     if KEEP_TOGETHER not in table.column_names:
         return text
     together = _codes(table[KEEP_TOGETHER])
+    alone = pc.equal(pc.fill_null(_as_text(table[KEEP_TOGETHER]), ""), "").to_numpy(zero_copy_only=False)
+    together[alone] = len(together) + np.arange(alone.sum())  # rows without a value belong to nobody
     n_texts, n_values = int(text.max(initial=-1)) + 1, int(together.max(initial=-1)) + 1
     edges = coo_array((np.ones(len(text)), (text, n_texts + together)), shape=(n_texts + n_values,) * 2)
     component = connected_components(edges, directed=False)[1][text]
@@ -221,16 +232,23 @@ def _strata(target: pa.ChunkedArray) -> np.ndarray:
     return np.searchsorted(np.quantile(numbers, np.linspace(0.1, 0.9, 9)), numbers)
 
 
+def refuse_empty_targets(rows: dict[str, list[Any]]) -> None:
+    """For tasks whose targets are texts. Raises DataError with the row."""
+    for row, target in zip(rows["id"], rows["target"], strict=True):
+        if not isinstance(target, str) or not target.strip():
+            raise DataError(f"row {row}: its target {target!r} is no text; write it or drop the row")
+
+
 def fingerprint(rows: Dataset) -> str:
-    """A hash of all texts, pairs and targets in their order."""
+    """A hash of all columns but the id, rows in their order."""
     import hashlib
 
     digest = hashlib.sha256()
-    for name in ("text", "pair", "target"):
-        if name in rows.column_names:
-            for batch in rows.data.table[name].chunks:
-                for value in batch:
-                    digest.update(repr(value.as_py()).encode("utf-8", "surrogatepass") + b"\0")
+    for name in sorted(set(rows.column_names) - {"id"}):
+        digest.update(name.encode() + b"\0")
+        for chunk in rows.data.table[name].chunks:
+            for value in chunk:
+                digest.update(repr(value.as_py()).encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()[:16]
 
 

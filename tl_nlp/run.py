@@ -67,6 +67,8 @@ class Run:
                 f"no run {str(path)!r}: there is no such directory; tl-nlp runs lists those under {runs_root()}"
             )
         run = cls.find(folder)
+        if run is None and (folder / RECIPE).is_file():
+            raise NoRunError(f"{path} is an artifact and no run; name the directory of its run")
         if run is None:
             raise NoRunError(f"{path} is no run: it holds no {RECIPE}; tl-nlp runs lists those under {runs_root()}")
         return run

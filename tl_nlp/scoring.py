@@ -68,13 +68,19 @@ class ScoreMetrics(_Metric):
         "predictions": datasets.Value("float64"),
         "references": datasets.Value("float64"),
         "groups": datasets.Value("string"),
+        "lows": datasets.Value("float64"),
     }
 
     def _compute(
-        self, predictions: list[float], references: list[float], groups: list[str], step: float
+        self,
+        predictions: list[float],
+        references: list[float],
+        groups: list[str],
+        lows: list[float],
+        step: float,
     ) -> dict[str, float]:
         r, p = np.asarray(references), np.asarray(predictions)
-        steps_r, steps_p = np.rint(r / step), np.rint(p / step)
+        steps_r, steps_p = (np.rint((grades - np.asarray(lows)) / step) for grades in (r, p))
         return {
             "pearson": metrics.pearson(r, p),
             "spearman": metrics.spearman(r, p),
@@ -82,6 +88,13 @@ class ScoreMetrics(_Metric):
             "qwk": metrics.mean_qwk(steps_r, steps_p, groups),
             "qwk_pooled": metrics.qwk(steps_r, steps_p),
         }
+
+
+def all_references(rows: dict[str, list[Any]]) -> list[list[str]]:
+    """For each row its target and, where the rows have the column `others`, the further references in it."""
+    others = rows.get("others") or [None] * len(rows["target"])
+    more = [[text] if isinstance(text, str) else list(text or []) for text in others]
+    return [[target, *theirs] for target, theirs in zip(rows["target"], more, strict=True)]
 
 
 class TextMetrics(_Metric):

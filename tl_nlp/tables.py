@@ -94,9 +94,10 @@ def _read_lines(path: Path) -> pa.Table:
     try:
         table = pyarrow.json.read_json(path, parse_options=pyarrow.json.ParseOptions(newlines_in_values=False))
         table.validate(full=True)  # the reader takes any bytes for text
-        return table
     except pa.ArrowInvalid:
         return _read_lines_slowly(path)
+    # the reader takes texts that look like dates for dates
+    return _read_lines_slowly(path) if any(pa.types.is_temporal(field.type) for field in table.schema) else table
 
 
 def _read_lines_slowly(path: Path) -> pa.Table:
@@ -134,18 +135,25 @@ READERS = {
 }
 
 
+def check_output(path: Path) -> None:
+    """Refuses a file that `write_rows` cannot write, before the rows are made. Raises DataError."""
+    if path.suffix not in (".jsonl", ".csv"):
+        raise DataError(f"{path}: predictions are written as .jsonl or .csv, not {path.suffix or 'nothing'!r}")
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: there is no folder {str(path.parent)!r}")
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes JSON objects as .jsonl, or flattened as .csv: {"scores": {"style": 3}} becomes a column scores.style."""
+    check_output(path)
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    elif path.suffix == ".csv":
+    else:
         flat = [_flattened(row) for row in rows]
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(flat[0]) if flat else [])
             writer.writeheader()
             writer.writerows(flat)
-    else:
-        raise DataError(f"{path}: predictions are written as .jsonl or .csv, not {path.suffix or 'nothing'!r}")
 
 
 def _flattened(row: dict[str, Any]) -> dict[str, Any]:
@@ -154,7 +162,7 @@ def _flattened(row: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": part for key, part in value.items()}
         elif isinstance(value, list):
-            flat[name] = "|".join(str(part) for part in value)
+            flat[name] = _harmless("|".join(str(part) for part in value))
         else:
             flat[name] = _harmless(value)
     return flat

@@ -83,7 +83,7 @@ def _owners(encoded: Any, place: int, window: list[int], sentences: list[str]) -
     """For each token of a window the index of its sentence, -1 for the heading and the special tokens."""
     ends = list(itertools.accumulate(len(sentences[index]) + 1 for index in window))
     return [
-        window[bisect.bisect_right(ends, start)] if sequence == 1 and end > start else -1
+        window[bisect.bisect_right(ends, end - 1)] if sequence == 1 and end > start else -1
         for sequence, (start, end) in zip(encoded.sequence_ids(place), encoded["offset_mapping"][place], strict=True)
     ]
 

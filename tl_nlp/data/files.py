@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import model_validator
 
 from tl_nlp.errors import RecipeError
-from tl_nlp.recipe import Data
+from tl_nlp.recipe import Data, TestSplit
 
 
 class Files(Data):
@@ -16,7 +16,7 @@ class Files(Data):
     train: Path | None = None
     validation: Path | None = None
     test: Path | None = None
-    tests: dict[str, Path] = {}  # further test splits: {"test_unseen": "unseen.csv"}
+    tests: dict[TestSplit, Path] = {}  # further test splits: {"test_unseen": "unseen.csv"}
 
     @model_validator(mode="after")
     def _one_way(self) -> "Files":
@@ -26,14 +26,14 @@ class Files(Data):
             raise RecipeError("name one file to be split here, or data.train", "path")
         return self
 
-    def folder(self) -> Path:
-        """Where paths count from."""
-        return Path()
+    def locate(self, path: Path) -> Path:
+        """Where a path of the recipe leads."""
+        return path
 
     def load(self) -> Any:
         from tl_nlp.rows import prepare
         from tl_nlp.tables import read_table
 
         paths = {"train": self.path or self.train, "validation": self.validation, "test": self.test, **self.tests}
-        folder = self.folder()
-        return prepare({split: read_table(folder / path) for split, path in paths.items() if path is not None}, self)
+        tables = {split: read_table(self.locate(path)) for split, path in paths.items() if path is not None}
+        return prepare(tables, self)

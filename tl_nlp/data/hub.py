@@ -3,7 +3,7 @@
 from typing import Any
 
 from tl_nlp.errors import DataError, HubError
-from tl_nlp.recipe import Data
+from tl_nlp.recipe import Data, TestSplit
 
 
 class Hub(Data):
@@ -15,7 +15,7 @@ class Hub(Data):
     train: str = "train"  # names of the splits there, slices such as train[:10%] too
     validation: str | None = None
     test: str | None = None
-    tests: dict[str, str] = {}
+    tests: dict[TestSplit, str] = {}
 
     def load(self) -> Any:
         import datasets
@@ -48,7 +48,13 @@ def named_classes(rows: Any) -> Any:
 
     table = rows.data.table
     for place, (name, feature) in enumerate(rows.features.items()):
+        column = table[name].combine_chunks()
         if isinstance(feature, ClassLabel):
-            numbers = pc.if_else(pc.less(table[name], 0), None, table[name])  # -1 is "no label"
+            numbers = pc.if_else(pc.less(column, 0), None, column)  # -1 is "no label"
             table = table.set_column(place, name, pc.take(pa.array(feature.names), numbers))
+        elif isinstance(getattr(feature, "feature", None), ClassLabel):
+            names = pc.take(pa.array(feature.feature.names), column.flatten())
+            lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+            offsets = pa.array([0, *lengths.cumsum().tolist()], pa.int32())
+            table = table.set_column(place, name, pa.ListArray.from_arrays(offsets, names))
     return table

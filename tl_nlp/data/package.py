@@ -12,5 +12,8 @@ class Package(Files):
 
     module: str
 
-    def folder(self) -> Path:
-        return package_folder(self.module, DataError)
+    def locate(self, path: Path) -> Path:
+        folder = package_folder(self.module, DataError)
+        if not (folder / path).resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{str(path)!r} leads out of the package {self.module}; kind files reads files anywhere")
+        return folder / path

@@ -23,8 +23,8 @@ _N_EXAMPLES = 3
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def serve(runs: list[Run]) -> None:
-    """Serves the page of the runs until interrupted.
+def serve(folders: list[Path]) -> None:
+    """Serves the page of runs, or of artifacts alone, until interrupted.
 
     GRADIO_SERVER_NAME and GRADIO_SERVER_PORT are honoured; a page beyond this machine needs TL_NLP_PASSWORD.
     Raises RecipeError where it is missing.
@@ -35,7 +35,7 @@ def serve(runs: list[Run]) -> None:
             f"GRADIO_SERVER_NAME={name} opens the page to the network; set TL_NLP_PASSWORD, with which "
             "user tl-nlp logs in, or leave the name out to serve this machine alone"
         )
-    page = build(runs).queue(max_size=64)
+    page = build(folders).queue(max_size=64)
     page.launch(
         server_name=name,
         auth=("tl-nlp", password) if password else None,
@@ -48,23 +48,20 @@ def serve(runs: list[Run]) -> None:
     )
 
 
-def build(runs: list[Run]) -> gr.Blocks:
-    """The page of the runs, each with its model loaded."""
+def build(folders: list[Path]) -> gr.Blocks:
+    """The page of the runs or artifacts in `folders`, each with its model loaded."""
+    predictors = [Predictor.load(folder) for folder in folders]
+    names = [predictor.recipe.name if predictor.recipe else "" for predictor in predictors]
     with gr.Blocks(title="tl_nlp", analytics_enabled=False) as page:
-        for run in runs:
-            with gr.Tab(
-                run.folder.parent.name if _is_only_of_its_recipe(run, runs) else "/".join(run.folder.parts[-2:])
-            ):
-                _tab(run, Predictor.load(run))
+        for folder, predictor, name in zip(folders, predictors, names, strict=True):
+            with gr.Tab(name if names.count(name) == 1 else f"{name} {folder.name}"):
+                _tab(Run.find(folder), predictor)
     return page
 
 
-def _is_only_of_its_recipe(run: Run, runs: list[Run]) -> bool:
-    return sum(other.folder.parent.name == run.folder.parent.name for other in runs) == 1
-
-
-def _tab(run: Run, predictor: Predictor) -> None:
-    recipe = run.recipe()
+def _tab(run: Run | None, predictor: Predictor) -> None:
+    recipe = predictor.recipe
+    assert recipe is not None, "a predictor loaded from a run knows its recipe"
     gr.Markdown(f"**{recipe.task.kind}**, {recipe.method.kind} on `{recipe.checkpoint.name}`. {_scores(run)}")
     examples = _examples(run)
     has_pair = bool(examples) and "pair" in examples[0]
@@ -118,8 +115,8 @@ class _as_message:
             raise gr.Error(str(error)) from None
 
 
-def _scores(run: Run) -> str:
-    if not run.is_finished:
+def _scores(run: Run | None) -> str:
+    if run is None or not run.is_finished:
         return ""
     results = run.results()
     name = results["main_metric"]
@@ -130,8 +127,10 @@ def _scores(run: Run) -> str:
     return "; ".join(parts) + "."
 
 
-def _examples(run: Run) -> list[dict[str, str]]:
+def _examples(run: Run | None) -> list[dict[str, str]]:
     """The first rows of the run's own test split, which are kept on this machine and are not part of the artifact."""
+    if run is None:
+        return []
     file = run.predictions_file("test")
     if not file.is_file():
         return []

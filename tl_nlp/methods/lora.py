@@ -1,5 +1,6 @@
 """Low-rank adapters beside frozen weights."""
 
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,11 +51,29 @@ class Lora(Method):
         return {name for name in weights if ".lora_" in name or ".modules_to_save." in name}
 
     def load(self, model: Any, folder: Path) -> Any:
-        from peft import PeftModel
+        from peft import PeftModel, get_peft_model_state_dict
+        from safetensors import SafetensorError, safe_open
 
-        if not (folder / "adapter_model.safetensors").is_file():
+        file = folder / "adapter_model.safetensors"
+        if not file.is_file():
             raise CheckpointError(f"{folder} holds no adapter_model.safetensors, the only adapter format that is read")
-        return PeftModel.from_pretrained(model, str(folder))
+        try:
+            with safe_open(file, "pt") as tensors:
+                saved = set(tensors.keys())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of missing keys, which are an error below
+                model = PeftModel.from_pretrained(model, str(folder))
+        except KeyError as error:
+            raise CheckpointError(f"the adapter {file} does not fit its checkpoint: it lacks {error}") from None
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the adapter {file} cannot be loaded: {str(error).splitlines()[0]}") from None
+        wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+        if saved != wanted:
+            raise CheckpointError(
+                f"the adapter {file} does not fit its checkpoint: it lacks {len(wanted - saved)} weights and has "
+                f"{len(saved - wanted)} too many, {min(saved ^ wanted)} among them"
+            )
+        return model
 
 
 _QUERY_VALUE = {

@@ -32,6 +32,9 @@ class Classification(Task):
         if self.labels:
             return self
         found = sorted({target for split in rows.values() for target in split.unique("target")}, key=in_order)
+        if "" in found:
+            blank = next(row for split in rows.values() for row in split if row["target"] == "")
+            raise DataError(f"row {blank['id']}: its target is empty; label the row or drop it with data.where")
         if len(found) < 2:
             raise DataError(f"the targets are all {found[0]!r}; a classification needs two or more labels")
         return self.model_copy(update={"labels": tuple(found)})
@@ -67,6 +70,8 @@ class Classification(Task):
     def score(self, predictions: list[Prediction], rows: dict[str, list[Any]]) -> Metrics:
         from tl_nlp.scoring import LabelMetrics
 
+        for target, row in zip(rows["target"], rows["id"], strict=True):
+            self._index(target, row)
         names = [prediction.label for prediction in predictions if isinstance(prediction, Label)]
         return LabelMetrics().compute(predictions=names, references=rows["target"], labels=list(self.labels))
 

@@ -25,7 +25,7 @@ class Grading(Task):
     traits: tuple[str, ...] = ("score",)  # several: the target is a struct with these keys, empty where not graded
     low: float | None = None  # default: the rows' column, else the least grade in the training rows
     high: float | None = None
-    step: float = Field(1.0, gt=0)  # between two grades, for QWK
+    step: float = Field(1.0, gt=0)  # between two grades, counted from low, for QWK
     max_windows: int = Field(8, ge=1)
     pooling: Pooling = "checkpoint"
 
@@ -79,23 +79,28 @@ class Grading(Task):
             raise DataError(f"row {row}: no trait {missing[0]!r} in its target; there are: {', '.join(values)}")
         try:
             grades = [math.nan if values[t] in (None, "") else float(values[t]) for t in self.traits]
-        except ValueError:
+        except (TypeError, ValueError):
             raise DataError(f"row {row}: the grade {target!r} is no number") from None
         if all(math.isnan(grade) for grade in grades):
             raise DataError(f"row {row}: it has no grade; grade it or drop it")
         return grades
 
     def _scales(self, rows: dict[str, list[Any]]) -> list[tuple[float, float]]:
-        """The low and high of each row: its own where it brings them, else the task's."""
+        """The low and high of each row: the task's, else its own."""
         n_rows = len(rows["text"])
-        lows, highs = rows.get("low") or [self.low] * n_rows, rows.get("high") or [self.high] * n_rows
+        lows = [self.low] * n_rows if self.low is not None else rows.get("low") or [None] * n_rows
+        highs = [self.high] * n_rows if self.high is not None else rows.get("high") or [None] * n_rows
         scales = []
         for row, low, high in zip(rows["id"], lows, highs, strict=True):
-            if low in (None, "") or high in (None, "") or float(low) >= float(high):
+            try:
+                scale = float(low), float(high)
+            except (TypeError, ValueError):
+                scale = math.nan, math.nan
+            if not scale[0] < scale[1]:
                 raise DataError(
                     f"row {row}: its scale is {low} to {high}; give the columns low and high, low below high"
                 )
-            scales.append((float(low), float(high)))
+            scales.append(scale)
         return scales
 
     def decode(self, outputs: list[np.ndarray], rows: dict[str, list[Any]], tokenizer: Any) -> list[Prediction]:
@@ -110,6 +115,7 @@ class Grading(Task):
 
         references = np.asarray([self._grades(t, row) for t, row in zip(rows["target"], rows["id"], strict=True)])
         given = np.asarray([list(p.scores.values()) for p in predictions if isinstance(p, Scores)])
+        lows = np.asarray([low for low, _ in self._scales(rows)])
         groups = np.asarray([str(group) for group in rows.get("group") or ["all"] * len(given)])
         by_trait = {}
         for column, trait in enumerate(self.traits):
@@ -119,6 +125,7 @@ class Grading(Task):
                     predictions=given[graded, column],
                     references=references[graded, column],
                     groups=groups[graded].tolist(),
+                    lows=lows[graded],
                     step=self.step,
                 )
         names = next(iter(by_trait.values()))

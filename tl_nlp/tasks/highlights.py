@@ -8,6 +8,7 @@ from pydantic import Field
 from tl_nlp.errors import DataError
 from tl_nlp.metrics import rouge_scores
 from tl_nlp.recipe import Task
+from tl_nlp.rows import refuse_empty_targets
 from tl_nlp.types import Metrics, Prediction, Text
 from tl_nlp.windows import sentence_windows
 
@@ -54,6 +55,7 @@ class Highlights(Task):
         elif self.learn_from == "highlights" and "target" in rows:
             raise DataError("task.learn_from=highlights needs the columns sentences and highlights")
         elif "target" in rows:
+            refuse_empty_targets(rows)
             encoded["labels"] = [
                 [_worth(sentence, summary) for sentence in theirs]
                 for theirs, summary in zip(sentences, rows["target"], strict=True)
@@ -62,6 +64,9 @@ class Highlights(Task):
 
     def _sentences(self, rows: dict[str, list[Any]]) -> list[list[str]]:
         if rows.get("sentences"):
+            for row, sentences in zip(rows["id"], rows["sentences"], strict=True):
+                if not isinstance(sentences, list) or not sentences:
+                    raise DataError(f"row {row}: the column sentences holds {sentences!r}, not a list of sentences")
             return rows["sentences"]
         return [self.sentences(text) for text in rows["text"]]
 
@@ -74,13 +79,10 @@ class Highlights(Task):
         return predictions
 
     def score(self, predictions: list[Prediction], rows: dict[str, list[Any]]) -> Metrics:
-        from tl_nlp.scoring import TextMetrics
+        from tl_nlp.scoring import TextMetrics, all_references
 
-        others = rows.get("others") or [None] * len(predictions)
-        return TextMetrics().compute(
-            predictions=[prediction.text for prediction in predictions if isinstance(prediction, Text)],
-            references=[[one, *(more or [])] for one, more in zip(rows["target"], others, strict=True)],
-        )
+        texts = [prediction.text for prediction in predictions if isinstance(prediction, Text)]
+        return TextMetrics().compute(predictions=texts, references=all_references(rows))
 
 
 def _worth(sentence: str, summary: str) -> float:

@@ -49,8 +49,7 @@ class Multilabel(Task):
             for name in split_labels(target):
                 if name not in self.labels:
                     raise DataError(
-                        f"row {row}: {name!r} is none of the labels {', '.join(self.labels)}; "
-                        "add it to task.labels or map it with data.values"
+                        f"row {row}: {name!r} is none of the labels {', '.join(self.labels)}; add it to task.labels"
                     )
                 indicators[index, self.labels.index(name)] = 1
         return indicators
@@ -75,4 +74,5 @@ class Multilabel(Task):
 
 def split_labels(target: Any) -> list[str]:
     """The labels of a target that is a list, or text with `|` between the labels."""
-    return list(target) if isinstance(target, list) else [name.strip() for name in target.split("|") if name.strip()]
+    names = target if isinstance(target, list) else (target or "").split("|")
+    return [str(name).strip() for name in names if name is not None and str(name).strip()]

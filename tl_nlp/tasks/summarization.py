@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from tl_nlp.errors import RecipeError
 from tl_nlp.recipe import Task
+from tl_nlp.rows import refuse_empty_targets
 from tl_nlp.types import Metrics, Prediction, Text
 from tl_nlp.windows import shorten
 
@@ -19,7 +20,7 @@ class Summarization(Task):
     columns: ClassVar[tuple[str, ...]] = ("others",)  # further references, a list of texts
 
     max_length: int = Field(512, ge=8)  # tokens of the text
-    max_new_tokens: int = Field(64, ge=1)
+    max_new_tokens: int = Field(64, ge=2)  # of the summary, its end mark included; longer targets are cut and counted
     min_new_tokens: int = Field(0, ge=0)
     beams: int = Field(1, ge=1)
     prefix: str = ""  # in front of every text; T5 was pretrained with "summarize: "
@@ -49,8 +50,10 @@ class Summarization(Task):
         encoded = tokenizer(texts, truncation=True, max_length=self.max_length, return_attention_mask=False)
         result: dict[str, list[Any]] = {"input_ids": [[ids] for ids in encoded["input_ids"]], "cut": cut}
         if "target" in rows:
-            options = {"truncation": True, "max_length": self.max_new_tokens, "return_attention_mask": False}
-            result["labels"] = tokenizer(text_target=rows["target"], **options)["input_ids"]
+            refuse_empty_targets(rows)
+            targets, lost = shorten(rows["target"], tokenizer, self.max_new_tokens - n_special)
+            result["cut"] = [of_text + of_target for of_text, of_target in zip(cut, lost, strict=True)]
+            result["labels"] = tokenizer(text_target=targets, return_attention_mask=False)["input_ids"]
         return result
 
     def decode(self, outputs: list[np.ndarray], rows: dict[str, list[Any]], tokenizer: Any) -> list[Prediction]:
@@ -58,10 +61,7 @@ class Summarization(Task):
         return [Text(text.strip()) for text in texts]
 
     def score(self, predictions: list[Prediction], rows: dict[str, list[Any]]) -> Metrics:
-        from tl_nlp.scoring import TextMetrics
+        from tl_nlp.scoring import TextMetrics, all_references
 
-        others = rows.get("others") or [None] * len(predictions)
-        return TextMetrics().compute(
-            predictions=[prediction.text for prediction in predictions if isinstance(prediction, Text)],
-            references=[[one, *(more or [])] for one, more in zip(rows["target"], others, strict=True)],
-        )
+        texts = [prediction.text for prediction in predictions if isinstance(prediction, Text)]
+        return TextMetrics().compute(predictions=texts, references=all_references(rows))
