@@ -28,6 +28,7 @@ recipe = Recipe(
     ),
     task=Grading(low=0, high=5, pooling="mean"),
     method=Full(embeddings=False),
+    note="The answers were written and graded for this project, not by teachers.",
     training=Training(epochs=12, batch_size=16, lr=2e-4, head_lr=1e-3),
 )
 

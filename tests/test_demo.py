@@ -35,7 +35,9 @@ def runs(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Run]
         ("grades", "grading", grades),
         ("sentences", {"kind": "highlights", "n_sentences": 1}, papers),
     ):
-        recipe = tiny_recipe(tiny_bert, write_jsonl(root / f"{name}.jsonl", theirs), task, name=name)
+        recipe = tiny_recipe(
+            tiny_bert, write_jsonl(root / f"{name}.jsonl", theirs), task, name=name, note=f"Note {name}."
+        )
         made.append(train(recipe.override("training.epochs=4", "training.lr=3e-3"), root=root))
     return made
 
@@ -126,6 +128,7 @@ def test_grades(page) -> None:
 
     panel = ask(page, "grades", "the film was lovely")
     expect(panel.locator("table").first).to_contain_text("score")
+    expect(panel).to_contain_text("Note grades.")
 
 
 def test_the_chosen_sentences_are_marked(page) -> None:

@@ -240,6 +240,7 @@ class Recipe(Value):
         "full", validate_default=True
     )
     training: Training = Training()
+    note: str | None = None  # what a reader of its scores must know; shown on the page
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:

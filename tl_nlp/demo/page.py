@@ -62,7 +62,8 @@ def build(folders: list[Path]) -> gr.Blocks:
 def _tab(run: Run | None, predictor: Predictor) -> None:
     recipe = predictor.recipe
     assert recipe is not None, "a predictor loaded from a run knows its recipe"
-    gr.Markdown(f"**{recipe.task.kind}**, {recipe.method.kind} on `{recipe.checkpoint.name}`. {_scores(run)}")
+    what = f"**{recipe.task.kind}**, {recipe.method.kind} on `{recipe.checkpoint.name}`."
+    gr.Markdown(" ".join([what, _scores(run), recipe.note or ""]))
     examples = _examples(run)
     has_pair = bool(examples) and "pair" in examples[0]
     with gr.Row():
