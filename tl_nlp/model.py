@@ -72,7 +72,12 @@ def _run_weights(run: Run) -> Path:
 
 def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     local = (
         "a local directory (checkpoint=./folder) or a package that ships one "
@@ -84,6 +89,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
         raise CheckpointError(f"checkpoint {name!r} is no local directory and no Hub id (owner/name)") from None
     except RepositoryNotFoundError:
         raise HubError(f"checkpoint {name!r}: the Hub has no such repository, or it is private; use {local}") from None
+    except RevisionNotFoundError:
+        raise HubError(f"checkpoint {name!r}: the Hub has no revision {revision!r} of it") from None
     except (LocalEntryNotFoundError, OSError) as error:
         at = f" at revision {revision}" if revision else ""
         raise HubError(
