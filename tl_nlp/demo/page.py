@@ -150,7 +150,7 @@ def _answer(predictor: Predictor) -> tuple[list[Any], Callable[[Prediction, str]
         return [gr.Dataframe(label="Grades", headers=["trait", "grade"], interactive=False)], _show_scores
     if head == "select":
         summary = gr.Textbox(label="Summary", lines=3)
-        marked = gr.HighlightedText(label="Chosen sentences", color_map={"chosen": "#ffd54d"}, show_legend=False)
+        marked = gr.HighlightedText(label="Chosen sentences", color_map={"chosen": "#b45309"}, show_legend=False)
 
         def show(prediction: Prediction, text: str) -> Any:
             assert isinstance(prediction, Text)
