@@ -92,6 +92,7 @@ def test_what_is_missing_is_named(tmp_path: Path, choices: dict, message: str) -
     with pytest.raises(DataError) as caught:
         Files(path=write(tmp_path, review_rows(20)), **choices).load()
     assert message in str(caught.value)
+    assert "row of the file" not in str(caught.value)
 
 
 def test_empty_texts_are_refused_with_their_row(tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ def _renamed(table: pa.Table, data: Data, split: str) -> pa.Table:
 
 def _require(table: pa.Table, column: str, key: str, split: str) -> None:
     if column not in table.column_names:
-        raise DataError(f"{key}: no column {column!r} in split {split}; there are: {', '.join(table.column_names)}")
+        there = ", ".join(name for name in table.column_names if name != _NUMBER)
+        raise DataError(f"{key}: no column {column!r} in split {split}; there are: {there}")
 
 
 def _mapped(table: pa.Table, data: Data) -> pa.Table:

@@ -1,0 +1,60 @@
+"""Checkpoint families: head and LoRA find their parts in each, and what is saved is what was trained."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_recipe
+
+from tl_nlp import Predictor, evaluate, train
+
+SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+FAMILIES = {
+    "albert": {**SMALL, "embedding_size": 32},
+    "bart": {
+        "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "pad_token_id": 0,
+        "eos_token_id": 2, "bos_token_id": 1, "decoder_start_token_id": 2, "forced_eos_token_id": 2,
+    },
+    "deberta-v2": {**SMALL, "relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"]},
+    "distilbert": {"dim": 64, "n_layers": 2, "n_heads": 2, "hidden_dim": 128},
+    "electra": {**SMALL, "embedding_size": 64},
+    "modernbert": {**SMALL, "global_attn_every_n_layers": 1, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 3},
+    "mpnet": SMALL,
+    "roberta": {**SMALL, "pad_token_id": 0},
+}  # fmt: skip
+
+
+@pytest.fixture(params=FAMILIES)
+def checkpoint(request: pytest.FixtureRequest, tiny_bert: Path, tmp_path: Path) -> Path:
+    """A tiny random checkpoint of the family, with the tokenizer of the tiny BERT."""
+    from transformers import AutoConfig, AutoModel
+
+    folder = tmp_path / request.param
+    shutil.copytree(tiny_bert, folder)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(request.param, vocab_size=200, max_position_embeddings=130, **FAMILIES[request.param])
+    AutoModel.from_config(config, attn_implementation="eager").save_pretrained(folder)
+    if request.param not in ("albert", "deberta-v2", "electra"):  # the others have no token types
+        file = folder / "tokenizer_config.json"
+        file.write_text(
+            json.dumps(json.loads(file.read_text()) | {"model_input_names": ["input_ids", "attention_mask"]})
+        )
+    return folder
+
+
+@pytest.mark.parametrize("method", ["head", "lora"])
+def test_a_family_trains_and_predicts_what_it_trained(checkpoint: Path, method: str, reviews: Path) -> None:
+    task = "summarization" if checkpoint.name == "bart" else "classification"
+    if (task, method) == ("summarization", "head"):
+        pytest.skip("a BART writes through its embeddings")
+    recipe = tiny_recipe(checkpoint, reviews, task, method=method).override("training.epochs=2")
+    run = train(recipe)
+    losses = [line["values"]["loss"] for line in run.history() if line["split"] == "train"]
+    assert all(loss == loss for loss in losses)
+    if task == "classification":
+        validation = [line["values"]["accuracy"] for line in run.history() if line["split"] == "validation"]
+        assert evaluate(run, "validation")["metrics"]["accuracy"]["value"] == pytest.approx(max(validation))
+    assert len(Predictor.load(run)(["the good film", "a bad plot"])) == 2
