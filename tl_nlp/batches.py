@@ -17,9 +17,11 @@ _GROUP = 50  # batches that are shuffled together and sorted by length; more pad
 
 
 def window_lengths(encoded: Encoded) -> list[list[int]]:
-    """For each row the number of tokens of each of its windows."""
+    """For each row the number of tokens of each of its windows; cached features know theirs."""
     import pyarrow.compute as pc
 
+    if hasattr(encoded, "lengths"):
+        return encoded.lengths
     ids = encoded.with_format("arrow")[:]["input_ids"].combine_chunks()
     tokens = pc.list_value_length(ids.flatten()).to_numpy(zero_copy_only=False)
     ends = np.cumsum(pc.list_value_length(ids).to_numpy(zero_copy_only=False))
@@ -56,7 +58,7 @@ def passes(rows: Sequence[int], lengths: Sequence[list[int]], device_batch_size:
         yield here
 
 
-def budgeted(lengths: Sequence[list[int]], n_tokens: int) -> Iterator[list[int]]:
+def budgeted(lengths: Sequence[list[int]], n_tokens: int = 8192) -> Iterator[list[int]]:
     """All rows in batches for inference, long ones first, each of at most `n_tokens` tokens padding included."""
     here: list[int] = []
     n_windows, longest = 0, 0

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
 from tl_nlp.hardware import autocast
-from tl_nlp.model import head_modules
+from tl_nlp.model import head_modules, inside
 
 MAX_BYTES = 2 * 10**9  # of features in memory; beyond, the backbone runs every epoch
 
@@ -41,7 +41,7 @@ def is_cacheable(model: Any, learning: set[str], rows: list[Encoded]) -> bool:
         return False
     if isinstance(getattr(model.base_model, "pooler", None), nn.Linear):  # ALBERT's acts inside its backbone
         return False
-    if not all(name.startswith(tuple(f"{module}." for module in head_modules(model))) for name in learning):
+    if not all(inside(name, head_modules(model)) for name in learning):
         return False
     first_only = _reads_first_only(model)
     lengths = [windows for encoded in rows for windows in window_lengths(encoded)]
@@ -61,7 +61,7 @@ def compute(model: Any, encoded: Encoded, pad_id: int, precision: str, descripti
     windows_of: list[list[np.ndarray]] = [[] for _ in lengths]
     bar = tqdm(total=len(lengths), desc=description, unit="row", file=sys.stderr)
     with torch.inference_mode(), autocast(precision, device), bar:
-        for rows in budgeted(lengths, 8192):
+        for rows in budgeted(lengths):
             columns = encoded[rows]
             batch = collate({name: columns[name] for name in columns if name != "labels"}, pad_id, device)
             inputs = {n: batch[n] for n in ("input_ids", "attention_mask", "token_type_ids") if n in batch}

@@ -29,16 +29,17 @@ class Head:
     """The class of transformers that the model is loaded with."""
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The sum of the loss over what it counts, and that count: `count(batch)`."""
-        raise NotImplementedError
-
-    def count(self, labels: Tensor) -> Tensor:
-        """How many terms the loss of these labels sums over."""
+        """The sum of the loss over what it counts, and that count."""
         raise NotImplementedError
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         """For each example what its task decodes."""
         raise NotImplementedError
+
+
+def _forward(model: Any, batch: Batch) -> Tensor:
+    """The model's own logits, in float32: of shape (windows, outputs), or (windows, tokens, outputs) by token."""
+    return model(**{name: batch[name] for name in _INPUTS if name in batch}).logits.float()
 
 
 def pool(values: Tensor, rows: Tensor, weights: Tensor, n_rows: int) -> Tensor:
@@ -63,7 +64,7 @@ class Pooled(Head):
     def logits(self, model: Any, batch: Batch) -> Tensor:
         """Logits of shape (examples, outputs)."""
         mask, rows = batch["attention_mask"], batch["rows"]
-        logits = model(**{name: batch[name] for name in _INPUTS if name in batch}).logits.float()
+        logits = _forward(model, batch)
         if self.by_token:
             logits, rows, weights = logits.flatten(0, 1), rows.repeat_interleave(mask.shape[1]), mask.flatten()
         else:
@@ -76,10 +77,7 @@ class Classify(Pooled):
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         loss = functional.cross_entropy(self.logits(model, batch), batch["labels"], reduction="sum")
-        return loss, self.count(batch["labels"])
-
-    def count(self, labels: Tensor) -> Tensor:
-        return torch.tensor(labels.shape[0], device=labels.device)
+        return loss, batch["n_rows"]
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         return list(self.logits(model, batch).softmax(-1).cpu().numpy())
@@ -89,12 +87,9 @@ class Multilabel(Pooled):
     """Binary cross-entropy of each output; labels of shape (examples, outputs). Infers probabilities."""
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = self.logits(model, batch)
-        loss = functional.binary_cross_entropy_with_logits(logits, batch["labels"], reduction="sum")
-        return loss, self.count(batch["labels"])
-
-    def count(self, labels: Tensor) -> Tensor:
-        return torch.tensor(labels.numel(), device=labels.device)
+        logits, labels = self.logits(model, batch), batch["labels"]
+        loss = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        return loss, torch.tensor(labels.numel())
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         return list(self.logits(model, batch).sigmoid().cpu().numpy())
@@ -106,10 +101,7 @@ class Regress(Pooled):
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, labels = self.logits(model, batch), batch["labels"]
         known = ~labels.isnan()
-        return (logits[known] - labels[known]).square().sum(), self.count(labels)
-
-    def count(self, labels: Tensor) -> Tensor:
-        return (~labels.isnan()).sum()
+        return (logits[known] - labels[known]).square().sum(), known.sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         return list(self.logits(model, batch).cpu().numpy())
@@ -131,7 +123,7 @@ class Select(Head):
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
         """Of shape (examples, sentences), -inf where no token was."""
-        logits = model(**{name: batch[name] for name in _INPUTS if name in batch}).logits.float()
+        logits = _forward(model, batch)
         sentences, n_rows = batch["sentence_ids"], int(batch["n_rows"])
         inside = sentences >= 0
         n_sentences = int(sentences.max()) + 1 if "labels" not in batch else batch["labels"].shape[1]
@@ -146,10 +138,7 @@ class Select(Head):
         known = ~labels.isnan() & ~logits.isinf()
         targets = (labels / self.temperature).masked_fill(~known, -torch.inf).softmax(-1)
         log_shares = logits.masked_fill(~known, -torch.inf).log_softmax(-1)
-        return -(targets * log_shares.masked_fill(~known, 0.0)).sum(), self.count(labels)
-
-    def count(self, labels: Tensor) -> Tensor:
-        return torch.tensor(labels.shape[0], device=labels.device)
+        return -(targets * log_shares.masked_fill(~known, 0.0)).sum(), batch["n_rows"]
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         return list(self.logits(model, batch).cpu().numpy())
@@ -167,10 +156,7 @@ class Generate(Head):
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         logits = model(**inputs).logits.float()
         loss = functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
-        return loss, self.count(batch["labels"])
-
-    def count(self, labels: Tensor) -> Tensor:
-        return (labels != -100).sum()
+        return loss, (batch["labels"] != -100).sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}

@@ -121,7 +121,7 @@ def fit(
     Interrupted after a signal, once a checkpoint is written.
     """
     device = accelerator.device
-    lengths = getattr(encoded, "lengths", None) or window_lengths(encoded)
+    lengths = window_lengths(encoded)
     plan = Plan.of(training, len(lengths))
     weights = Weights.of(model, method, training.epochs)
     optimizer = _optimizer(weights, training)
@@ -247,7 +247,7 @@ def _backward(
         with autocast(training.precision, accelerator.device):
             loss, count = head.loss(model, batch)
         loss.backward()
-        sums += torch.stack([loss.detach(), count.to(loss.dtype)])
+        sums += torch.stack([loss.detach(), count.to(loss)])
     total, count = accelerator.reduce(sums, "sum").tolist()
     return total, count
 

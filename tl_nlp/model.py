@@ -19,7 +19,6 @@ from tl_nlp.recipe import Checkpoint, Recipe
 from tl_nlp.run import Run, read_recipe
 
 _FROM_HUB = ["*.json", "*.safetensors", "*.txt", "*.model"]
-_POOLERS = ("pooler",)
 
 
 def locate(checkpoint: Checkpoint) -> Path:
@@ -204,9 +203,7 @@ def _load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
     config = _load_config(folder)
     auto_class = getattr(transformers, head.auto_class)
     if type(config) not in auto_class._model_mapping:
-        fits = {"AutoModelForSeq2SeqLM": "a T5- or BART-style checkpoint"}.get(
-            head.auto_class, "a BERT-style checkpoint"
-        )
+        fits = "a T5- or BART-style checkpoint" if recipe.task.head == "generate" else "a BERT-style checkpoint"
         raise RecipeError(
             f"a checkpoint of the family {config.model_type!r} cannot do the task {recipe.task.kind}, "
             f"which needs {fits}",
@@ -241,7 +238,7 @@ def _load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"the weights in {folder} cannot be loaded: {_first_line(error)}") from None
     fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    lost = [key for key in fresh if trained or not _inside(key, modules)]
+    lost = [key for key in fresh if trained or not inside(key, modules)]
     if lost:
         raise CheckpointError(
             f"{folder} lacks {len(lost)} weights that a {type(model).__name__} has, {lost[0]} among "
@@ -261,7 +258,8 @@ def _as_float32(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _inside(name: str, modules: list[str]) -> bool:
+def inside(name: str, modules: list[str]) -> bool:
+    """Whether the weight `name` is one of the modules'."""
     return name.startswith(tuple(f"{module}." for module in modules))
 
 
@@ -324,8 +322,13 @@ def head_modules(model: Any) -> list[str]:
     outside = [
         name for name, module in model.named_children() if name != backbone and any(True for _ in module.parameters())
     ]
-    inside = [f"{backbone}.{name}" for name in _POOLERS if getattr(model.base_model, name, None) is not None]
-    return inside + outside
+    pooler = [f"{backbone}.pooler"] if getattr(model.base_model, "pooler", None) is not None else []
+    return pooler + outside
+
+
+def placed(model: Any, device: Any) -> Any:
+    """The model on the device; one that was loaded there, as quantized ones are, stays as it is."""
+    return model if getattr(model, "hf_device_map", None) else model.to(device)
 
 
 def save_artifact(model: Any, tokenizer: Any, recipe: Recipe, run: Run) -> None:

@@ -15,7 +15,7 @@ from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
 from tl_nlp.errors import DataError, RunError
 from tl_nlp.hardware import autocast, best_device
 from tl_nlp.heads import HEADS
-from tl_nlp.model import load_trained
+from tl_nlp.model import load_trained, placed
 from tl_nlp.recipe import Recipe, Task
 from tl_nlp.rows import columns_of, select
 from tl_nlp.run import Run, artifact_folder, read_recipe
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
-N_TOKENS = 8192  # of one forward pass, padding included
 _CHUNK = 10_000  # rows that are encoded at once
 _BAR_FROM = 200  # rows
 
@@ -36,6 +35,7 @@ class Predictor:
     def __init__(self, model: Any, tokenizer: Any, task: Task, precision: str = "auto", recipe: Recipe | None = None):
         self.model, self.tokenizer, self.task, self.precision, self.recipe = model, tokenizer, task, precision, recipe
         self.head = HEADS[task.head](**task.head_settings())
+        self.pad_id = tokenizer.pad_token_id or 0
 
     @classmethod
     def load(cls, run: str | Path | Run) -> Predictor:
@@ -43,9 +43,7 @@ class Predictor:
         folder = run.artifact if isinstance(run, Run) else artifact_folder(run)
         recipe = read_recipe(folder)
         model, tokenizer = load_trained(folder)
-        if not getattr(model, "hf_device_map", None):
-            model = model.to(best_device())
-        return cls(model, tokenizer, recipe.task, recipe.training.precision, recipe)
+        return cls(placed(model, best_device()), tokenizer, recipe.task, recipe.training.precision, recipe)
 
     def __call__(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, **columns: list[Any]
@@ -94,14 +92,13 @@ class Predictor:
     def infer(self, encoded: Encoded, bar: Any = None) -> list[np.ndarray]:
         """What the head infers for each encoded row, in their order; each pass keeps within a token budget."""
         device = next(self.model.parameters()).device
-        pad_id = self.tokenizer.pad_token_id or 0
-        lengths = getattr(encoded, "lengths", None) or window_lengths(encoded)
+        lengths = window_lengths(encoded)
         outputs: list[np.ndarray] = [np.empty(0)] * len(lengths)
         self.model.eval()
         with torch.inference_mode(), autocast(self.precision, device):
-            for rows in budgeted(lengths, N_TOKENS):
+            for rows in budgeted(lengths):
                 columns = encoded[rows]
-                batch = collate({name: columns[name] for name in columns if name != "labels"}, pad_id, device)
+                batch = collate({name: columns[name] for name in columns if name != "labels"}, self.pad_id, device)
                 for row, output in zip(rows, self.head.infer(self.model, batch), strict=True):
                     outputs[row] = output
                 if bar is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,16 +127,21 @@ def _mapped(table: pa.Table, data: Data) -> pa.Table:
         place, column = table.column_names.index(name), table[name]
         if name == "target" and pa.types.is_nested(column.type):
             if pa.types.is_list(column.type) and data.values:
-                column = column.combine_chunks()
-                members = _replaced(_as_text(column.flatten()), data.values)
-                offsets = pa.array([0, *pc.fill_null(pc.list_value_length(column), 0).to_numpy().cumsum()], pa.int32())
-                table = table.set_column(place, name, pa.ListArray.from_arrays(offsets, members))
+                lists = with_members(column, lambda members: _replaced(_as_text(members), data.values))
+                table = table.set_column(place, name, lists)
             continue
         column = _as_text(column)
         if name == "target" and data.values:
             column = _replaced(column, data.values)
         table = table.set_column(place, name, pc.fill_null(column, ""))
     return table
+
+
+def with_members(lists: pa.ChunkedArray, replace: Callable[[pa.Array], pa.Array]) -> pa.Array:
+    """A column of lists with all their members replaced at once; a null becomes an empty list."""
+    array = lists.combine_chunks()
+    ends = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False).cumsum()
+    return pa.ListArray.from_arrays(pa.array([0, *ends.tolist()], pa.int32()), replace(array.flatten()))
 
 
 def _as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -19,9 +19,8 @@ from tl_nlp.batches import Encoded
 from tl_nlp.errors import RunError
 from tl_nlp.evaluation import score, write_predictions
 from tl_nlp.hardware import peak_rss_mb
-from tl_nlp.heads import HEADS
 from tl_nlp.loop import Weights, fit
-from tl_nlp.model import check_length, load_model, load_tokenizer, locate, save_artifact
+from tl_nlp.model import check_length, load_model, load_tokenizer, locate, placed, save_artifact
 from tl_nlp.prediction import Predictor
 from tl_nlp.recipe import Recipe
 from tl_nlp.rows import columns_of, fingerprint
@@ -52,9 +51,7 @@ def train(recipe: Recipe | Run, *, root: Path | None = None) -> Run:
     run = recipe if isinstance(recipe, Run) else _create(resolved, root, accelerator)
     if accelerator.is_main_process:
         _note_start(run, resolved, rows, encoded, accelerator)
-    model = load_model(resolved, folder)
-    if not getattr(model, "hf_device_map", None):
-        model = model.to(accelerator.device)
+    model = placed(load_model(resolved, folder), accelerator.device)
     if accelerator.is_main_process:
         _print_size(model, resolved)
     progress = _fit(model, tokenizer, resolved, rows, encoded, run, accelerator)
@@ -156,14 +153,12 @@ def _fit(
 ) -> Any:
     """Trains `model`, on features of its backbone where that is frozen."""
     task, training = recipe.task, recipe.training
-    head = HEADS[task.head](**task.head_settings())
     predictor = Predictor(model, tokenizer, task, training.precision)
-    pad_id = tokenizer.pad_token_id or 0
     learning = set(Weights.of(model, recipe.method, training.epochs).by_name)
     cached = features.is_cacheable(model, learning, [encoded["train"], encoded["validation"]])
     if cached:
         encoded = {
-            split: features.compute(model, encoded[split], pad_id, training.precision, f"features of {split}")
+            split: features.compute(model, encoded[split], predictor.pad_id, training.precision, f"features of {split}")
             for split in ("train", "validation")
         }
     references = columns_of(rows["validation"], (*COLUMNS, *task.columns))
@@ -178,7 +173,7 @@ def _fit(
     with features.reading_features(model) if cached else nullcontext():
         return fit(
             model,
-            head,
+            predictor.head,
             recipe.method,
             encoded["train"],
             validate,
@@ -186,7 +181,7 @@ def _fit(
             training,
             run,
             accelerator,
-            pad_id,
+            predictor.pad_id,
         )
 
 

@@ -1,5 +1,6 @@
 """A data set of the Hugging Face Hub, or a local folder in its layout."""
 
+from functools import partial
 from typing import Any
 
 from tl_nlp.errors import DataError, HubError
@@ -46,15 +47,14 @@ def named_classes(rows: Any) -> Any:
     import pyarrow.compute as pc
     from datasets import ClassLabel
 
+    from tl_nlp.rows import with_members
+
     table = rows.data.table
     for place, (name, feature) in enumerate(rows.features.items()):
-        column = table[name].combine_chunks()
         if isinstance(feature, ClassLabel):
-            numbers = pc.if_else(pc.less(column, 0), None, column)  # -1 is "no label"
+            numbers = pc.if_else(pc.less(table[name], 0), None, table[name])  # -1 is "no label"
             table = table.set_column(place, name, pc.take(pa.array(feature.names), numbers))
         elif isinstance(getattr(feature, "feature", None), ClassLabel):
-            names = pc.take(pa.array(feature.feature.names), column.flatten())
-            lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-            offsets = pa.array([0, *lengths.cumsum().tolist()], pa.int32())
-            table = table.set_column(place, name, pa.ListArray.from_arrays(offsets, names))
+            names = pa.array(feature.feature.names)
+            table = table.set_column(place, name, with_members(table[name], partial(pc.take, names)))
     return table

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +106,13 @@ def _tab(run: Run | None, predictor: Predictor) -> None:
         gr.Button("Predict the file").click(batch, upload, download, api_name=False)
 
 
-class _as_message:
+@contextmanager
+def _as_message() -> Iterator[None]:
     """An error of ours as a message of the page."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, TLError):
-            raise gr.Error(str(error)) from None
+    try:
+        yield
+    except TLError as error:
+        raise gr.Error(str(error)) from None
 
 
 def _scores(run: Run | None) -> str:
