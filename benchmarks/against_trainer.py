@@ -16,8 +16,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
 
 from tl_nlp import load_recipe, train
+from tl_nlp.artifact import locate
 from tl_nlp.hardware import has_fast_bfloat16
-from tl_nlp.model import load_tokenizer, locate
+from tl_nlp.pretrained import load_tokenizer
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 from tl_nlp import Checkpoint, Recipe, Training
 from tl_nlp.cli import main
+from tl_nlp.components import Value
 from tl_nlp.data.files import Files
-from tl_nlp.recipe import Value
 
 ROOT = Path(__file__).parent.parent
 MINILM = Checkpoint(

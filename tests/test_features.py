@@ -8,7 +8,8 @@ from conftest import tiny_recipe
 from safetensors.torch import load_file
 
 from tl_nlp import features, train
-from tl_nlp.model import load_model, load_tokenizer
+from tl_nlp.model import load_model
+from tl_nlp.pretrained import load_tokenizer
 from tl_nlp.training import _encode
 
 

@@ -95,7 +95,8 @@ LOCATE = """
 import json, sys
 from tl_nlp import Checkpoint
 from tl_nlp.errors import TLError
-from tl_nlp.model import _sha256, locate
+from tl_nlp.artifact import locate
+from tl_nlp.pretrained import _sha256
 for name, revision in json.loads(sys.argv[1]):
     try:
         print(_sha256(locate(Checkpoint(name=name, revision=revision)) / "model.safetensors"))

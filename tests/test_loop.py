@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, recipe_file, review_rows, tiny_recipe, tl_nlp, write_jsonl
+from conftest import recipe_file, review_rows, tiny_recipe, tl_nlp, write_jsonl
 from safetensors.torch import load_file
 
 from tl_nlp import Recipe, Run, train
 from tl_nlp.batches import epoch_order, passes
 from tl_nlp.errors import RunError
-from tl_nlp.loop import Plan
+from tl_nlp.schedule import Plan
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -230,10 +230,11 @@ def test_a_loss_that_is_no_number_stops_the_training(reviews: Path, tiny_bert: P
     ("schedule", "rates"), [("linear", [1, 0.5, 0.125]), ("cosine", [1, 0.5, 0.038]), ("constant", [1, 1, 1])]
 )
 def test_schedules_rise_over_the_warmup_and_follow_their_curve(schedule: str, rates: list[float]) -> None:
-    plan = Plan.of(TINY.model_copy(update={"warmup": 0.2, "epochs": 1.0}), 160)
+    recipe = tiny_recipe(Path("nowhere"), Path("rows.csv"))
+    plan = Plan.of(recipe.override("training.warmup=0.2", f"training.schedule={schedule}"), 160)
     assert (plan.steps, plan.warmup) == (10, 2)
-    assert [plan.rate(schedule, step) for step in (0, 1)] == [0.5, 1.0]
-    assert [plan.rate(schedule, step) for step in (2, 6, 9)] == pytest.approx(rates, abs=1e-3)
+    assert [plan.factor(step) for step in (0, 1)] == [0.5, 1.0]
+    assert [plan.factor(step) for step in (2, 6, 9)] == pytest.approx(rates, abs=1e-3)
 
 
 def test_rates_and_decay_reach_the_weights_they_are_for(reviews: Path, tiny_bert: Path) -> None:

@@ -14,8 +14,10 @@ from conftest import MINILM, tiny_recipe, write_jsonl
 from safetensors.torch import load_file, save_file
 
 from tl_nlp import Checkpoint, Predictor, Recipe, Run, train
+from tl_nlp.artifact import locate, save_artifact
 from tl_nlp.errors import CheckpointError, HubError, RecipeError, RunError
-from tl_nlp.model import load_model, load_tokenizer, locate, save_artifact
+from tl_nlp.model import load_model
+from tl_nlp.pretrained import load_tokenizer
 from tl_nlp.types import as_json
 
 
@@ -40,7 +42,7 @@ def test_a_hub_that_is_out_of_reach_is_one_sentence(reviews: Path, tmp_path: Pat
         locate(Checkpoint(name="google-bert/bert-base-uncased"))
     # a real server that refuses the connection, not the offline switch
     code = (
-        "from tl_nlp import Checkpoint; from tl_nlp.model import locate\n"
+        "from tl_nlp import Checkpoint; from tl_nlp.artifact import locate\n"
         "try: locate(Checkpoint(name='google-t5/t5-small', revision='main'))\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
@@ -122,7 +124,7 @@ def test_t5_in_float16_and_a_head_that_is_none_are_refused(tiny_t5: Path, review
     recipe = tiny_recipe(tiny_t5, reviews, "summarization")
     with pytest.raises(RecipeError, match="T5 overflows to NaN in float16; bfloat16"):
         train(recipe.override("method=lora", "checkpoint.load_in=float16"))
-    with pytest.raises(RecipeError, match="has no head of its own to train; methods that fit: full, lora"):
+    with pytest.raises(RecipeError, match="method: head does not go with task summarization; methods that fit: adapter, bitfit, full"):
         train(recipe.override("method=head"))
 
 

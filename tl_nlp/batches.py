@@ -92,6 +92,8 @@ def collate(columns: dict[str, list[Any]], pad_id: int, device: Any = "cpu") -> 
     if "lengths" in columns:  # of the tokens that features stand for
         batch["lengths"] = torch.tensor([length for windows in columns["lengths"] for length in windows])
     batch["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
+    if "hidden" in columns:
+        batch["attention_mask"] -= _pad([window for windows in columns["hidden"] for window in windows], 0, torch.long)
     if "labels" in columns:
         batch["labels"] = _labels(columns["labels"])
     batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

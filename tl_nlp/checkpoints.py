@@ -19,9 +19,10 @@ from torch import Tensor
 from tl_nlp.errors import RunError
 from tl_nlp.run import Run
 
-_WEIGHTS, _MOMENTS, _PROGRESS, _MANIFEST = (
+_WEIGHTS, _MOMENTS, _AVERAGES, _PROGRESS, _MANIFEST = (
     "weights.safetensors",
     "optimizer.safetensors",
+    "averages.safetensors",
     "progress.json",
     "manifest.json",
 )
@@ -29,10 +30,11 @@ _WEIGHTS, _MOMENTS, _PROGRESS, _MANIFEST = (
 
 @dataclass
 class State:
-    """What a training needs to go on: weights and optimizer moments by name, and how far it is."""
+    """What a training needs to go on: weights and optimizer moments by name, averages if any, and how far it is."""
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
+    averages: dict[str, Tensor]
     progress: dict[str, Any]
 
 
@@ -41,6 +43,7 @@ def write(run: Run, step: int, state: State, keep: set[int]) -> None:
     with run.writing(run.checkpoint_dir(step)) as folder:
         save_file(_plain(state.weights), folder / _WEIGHTS)
         save_file(_plain(state.moments), folder / _MOMENTS)
+        save_file(_plain(state.averages), folder / _AVERAGES)
         (folder / _PROGRESS).write_text(json.dumps(state.progress), "utf-8")
         manifest = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
         (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
@@ -64,7 +67,8 @@ def read(folder: Path) -> State:
     if changed:
         raise RunError(f"checkpoint {folder} is damaged: {changed[0]} is not as it was written")
     progress = json.loads((folder / _PROGRESS).read_text("utf-8"))
-    return State(load_file(folder / _WEIGHTS), load_file(folder / _MOMENTS), progress)
+    weights, moments, averages = (load_file(folder / name) for name in (_WEIGHTS, _MOMENTS, _AVERAGES))
+    return State(weights, moments, averages, progress)
 
 
 def newest(run: Run) -> State | None:

@@ -11,8 +11,9 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tl_nlp.components import kinds
 from tl_nlp.errors import RecipeError, TLError
-from tl_nlp.recipe import kinds, load_recipe, recipe_files
+from tl_nlp.recipe import load_recipe, recipe_files
 from tl_nlp.run import Run, all_runs, artifact_folder, newest_runs, runs_root
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
+from tl_nlp.families import head_modules, in_head
 from tl_nlp.hardware import autocast
-from tl_nlp.model import head_modules, inside
 
 MAX_BYTES = 2 * 10**9  # of features in memory; beyond, the backbone runs every epoch
 
@@ -41,7 +41,7 @@ def is_cacheable(model: Any, learning: set[str], rows: list[Encoded]) -> bool:
         return False
     if isinstance(getattr(model.base_model, "pooler", None), nn.Linear):  # ALBERT's acts inside its backbone
         return False
-    if not all(inside(name, head_modules(model)) for name in learning):
+    if not all(in_head(name, head_modules(model)) for name in learning):
         return False
     first_only = _reads_first_only(model)
     lengths = [windows for encoded in rows for windows in window_lengths(encoded)]

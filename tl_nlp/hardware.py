@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,3 +33,18 @@ def peak_rss_mb() -> float:
     """The most memory this process has held so far, in MB (10^6 bytes)."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a process may still take on this device, within the limit of its container where there is one."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.max").is_file() and (limit := (group / "memory.max").read_text().strip()) != "max":
+        used = int((group / "memory.current").read_text())
+        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines()).get("file", "0")
+        free = min(free, int(limit) - used + int(cached))
+    return free

@@ -7,12 +7,16 @@ lengths.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from tl_nlp.errors import RecipeError
+from tl_nlp.recipe import Training
 
 Batch = dict[str, Tensor]
 """`input_ids` (or `inputs_embeds`) and `attention_mask` of shape (windows, tokens); of shape (windows,): `rows`, the
@@ -22,14 +26,64 @@ index of each window's example, and `lengths`, the tokens it stands for; `n_rows
 _INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids")
 
 
+@dataclass(frozen=True)
+class Objective:
+    """What a loss asks for beyond the plain likelihood of the labels."""
+
+    label_smoothing: float = 0.0
+    focal_gamma: float = 0.0
+    weights: Tensor | None = None  # of each output, shape (outputs,)
+    log_priors: Tensor | None = None  # tau times the log of each label's share, shape (outputs,)
+
+    @classmethod
+    def of(cls, training: Training, outputs: list[str], encoded: Any) -> Objective:
+        """What a recipe asks for; `encoded` are the training rows.
+
+        Balanced weights are rows / (outputs * count) for one label out of several, and absent / present for each of
+        many. Raises RecipeError for the weight of a label that is none.
+        """
+        weights = log_priors = None
+        if training.class_weights is not None or training.logit_adjustment:
+            labels = torch.tensor(encoded["labels"][:])
+            n_rows, is_many = len(labels), labels.ndim > 1
+            table = labels if is_many else functional.one_hot(labels, len(outputs))
+            counts = table.float().sum(0).clamp_min(1)
+            balanced = (n_rows - counts).clamp_min(1) / counts if is_many else n_rows / (len(outputs) * counts)
+            given = training.class_weights
+            if isinstance(given, dict):
+                if unknown := [name for name in given if name not in outputs]:
+                    raise RecipeError(
+                        f"{unknown[0]!r} is none of the labels {', '.join(outputs)}", "training.class_weights"
+                    )
+                weights = torch.tensor([given.get(name, 1.0) for name in outputs])
+            elif given is not None:
+                weights = balanced
+            if training.logit_adjustment:
+                log_priors = training.logit_adjustment * (counts / n_rows).log()
+        return cls(training.label_smoothing, training.focal_gamma, weights, log_priors)
+
+    def to(self, device: Any) -> Objective:
+        moved = {name: getattr(self, name) for name in ("weights", "log_priors")}
+        return replace(self, **{name: value.to(device) for name, value in moved.items() if value is not None})
+
+
 class Head:
     """Base of the heads."""
 
     auto_class: str
     """The class of transformers that the model is loaded with."""
 
-    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    def logits(self, model: Any, batch: Batch) -> Tensor:
+        """What the loss and the inference are computed from, the first dimension being the examples."""
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
         """The sum of the loss over what it counts, and that count."""
+        raise NotImplementedError
+
+    def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        """How far the predictions of two logits are apart, summed over what the loss counts: the mean of both
+        Kullback-Leibler divergences, or the squared difference of numbers."""
         raise NotImplementedError
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
@@ -48,6 +102,12 @@ def pool(values: Tensor, rows: Tensor, weights: Tensor, n_rows: int) -> Tensor:
     sums = values.new_zeros(n_rows, values.shape[1]).index_add(0, rows, values * weights)
     totals = values.new_zeros(n_rows, 1).index_add(0, rows, weights)
     return sums / totals.clamp_min(torch.finfo(values.dtype).tiny)
+
+
+def _divergence(one: Tensor, other: Tensor) -> Tensor:
+    """The mean of both Kullback-Leibler divergences of the softmax over the last dimension."""
+    log_one, log_other = one.log_softmax(-1), other.log_softmax(-1)
+    return ((log_one.exp() - log_other.exp()) * (log_one - log_other)).sum(-1) / 2
 
 
 class Pooled(Head):
@@ -73,23 +133,51 @@ class Pooled(Head):
 
 
 class Classify(Pooled):
-    """Cross-entropy over the outputs; labels of shape (examples,). Infers probabilities."""
+    """Cross-entropy over the outputs; labels of shape (examples,). Infers probabilities.
 
-    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        loss = functional.cross_entropy(self.logits(model, batch), batch["labels"], reduction="sum")
-        return loss, batch["n_rows"]
+    Focal loss (Lin et al. 2017, https://arxiv.org/abs/1708.02002, equation 4); logit adjustment (Menon et al. 2021,
+    https://arxiv.org/abs/2007.07314, equation 10), which acts on the loss and not on the inference.
+    """
+
+    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
+        labels = batch["labels"]
+        if objective.log_priors is not None:
+            logits = logits + objective.log_priors
+        losses = functional.cross_entropy(logits, labels, label_smoothing=objective.label_smoothing, reduction="none")
+        if objective.focal_gamma:
+            right = logits.softmax(-1).gather(1, labels.unsqueeze(1))[:, 0]
+            losses = losses * (1 - right) ** objective.focal_gamma
+        if objective.weights is not None:
+            losses = losses * objective.weights[labels]
+        return losses.sum(), batch["n_rows"]
+
+    def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        return _divergence(one, other).sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         return list(self.logits(model, batch).softmax(-1).cpu().numpy())
 
 
 class Multilabel(Pooled):
-    """Binary cross-entropy of each output; labels of shape (examples, outputs). Infers probabilities."""
+    """Binary cross-entropy of each output; labels of shape (examples, outputs). Infers probabilities.
 
-    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits, labels = self.logits(model, batch), batch["labels"]
-        loss = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-        return loss, torch.tensor(labels.numel())
+    Weights act on the labels that are there; smoothing moves targets towards one half.
+    """
+
+    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
+        labels = batch["labels"]
+        smooth = labels * (1 - objective.label_smoothing) + objective.label_smoothing / 2
+        losses = functional.binary_cross_entropy_with_logits(
+            logits, smooth, pos_weight=objective.weights, reduction="none"
+        )
+        if objective.focal_gamma:
+            right = torch.where(labels > 0.5, logits, -logits).sigmoid()
+            losses = losses * (1 - right) ** objective.focal_gamma
+        return losses.sum(), torch.tensor(labels.numel())
+
+    def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        both = [torch.stack([logits, torch.zeros_like(logits)], -1) for logits in (one, other)]
+        return _divergence(*both).sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         return list(self.logits(model, batch).sigmoid().cpu().numpy())
@@ -98,10 +186,13 @@ class Multilabel(Pooled):
 class Regress(Pooled):
     """Squared error of each output; labels of shape (examples, outputs), NaN where there is none. Infers the logits."""
 
-    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits, labels = self.logits(model, batch), batch["labels"]
+    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
+        labels = batch["labels"]
         known = ~labels.isnan()
         return (logits[known] - labels[known]).square().sum(), known.sum()
+
+    def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        return (one - other)[~batch["labels"].isnan()].square().sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         return list(self.logits(model, batch).cpu().numpy())
@@ -133,12 +224,17 @@ class Select(Head):
         seen = ones.new_zeros(n_rows * n_sentences).index_add(0, places, ones) > 0
         return pooled[:, 0].masked_fill(~seen, -torch.inf).view(n_rows, n_sentences)
 
-    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits, labels = self.logits(model, batch), batch["labels"]
+    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
+        labels = batch["labels"]
         known = ~labels.isnan() & ~logits.isinf()
         targets = (labels / self.temperature).masked_fill(~known, -torch.inf).softmax(-1)
         log_shares = logits.masked_fill(~known, -torch.inf).log_softmax(-1)
         return -(targets * log_shares.masked_fill(~known, 0.0)).sum(), batch["n_rows"]
+
+    def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        unknown = batch["labels"].isnan() | one.isinf()
+        lowest = torch.finfo(one.dtype).min / 2
+        return _divergence(one.masked_fill(unknown, lowest), other.masked_fill(unknown, lowest)).sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         return list(self.logits(model, batch).cpu().numpy())
@@ -152,11 +248,21 @@ class Generate(Head):
     def __init__(self, max_new_tokens: int = 64, min_new_tokens: int = 0, beams: int = 1):
         self.options = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "num_beams": beams}
 
-    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-        logits = model(**inputs).logits.float()
-        loss = functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+    def logits(self, model: Any, batch: Batch) -> Tensor:
+        """Of shape (examples, tokens, vocabulary), each token's given those before it in the labels."""
+        return model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).logits.float()
+
+    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
+        loss = functional.cross_entropy(
+            logits.flatten(0, 1),
+            batch["labels"].flatten(),
+            label_smoothing=objective.label_smoothing,
+            reduction="sum",
+        )
         return loss, (batch["labels"] != -100).sum()
+
+    def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        return _divergence(one, other)[batch["labels"] != -100].sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}

@@ -15,23 +15,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
 from tl_nlp import checkpoints
-from tl_nlp.batches import Encoded, collate, epoch_order, passes, window_lengths
-from tl_nlp.errors import Interrupted, RunError
+from tl_nlp.batches import Encoded, collate, epoch_order, passes
+from tl_nlp.errors import Interrupted, RecipeError, RunError
+from tl_nlp.families import backbone, head_modules
 from tl_nlp.hardware import autocast
-from tl_nlp.heads import Head
-from tl_nlp.model import head_modules
-from tl_nlp.recipe import Method, Training
+from tl_nlp.heads import Batch, Head, Objective
 from tl_nlp.run import Run
+from tl_nlp.schedule import Plan, Rates
 from tl_nlp.types import Metrics
+from tl_nlp.weights import Anchor, Average, Weights, optimizer_of
 
 
 @dataclass
@@ -48,86 +50,171 @@ class Progress:
 
 
 @dataclass
-class Plan:
-    """When things happen, in steps; derived from the recipe and the number of rows."""
+class Taken:
+    """What one step was: the mean loss, the norm of its gradient before clipping, rows, numbers that learn, rates."""
 
-    steps_per_epoch: int
-    steps: int
-    warmup: int
-    eval_every: int
-    save_every: int
-
-    @classmethod
-    def of(cls, training: Training, n_rows: int) -> Plan:
-        per_epoch = math.ceil(n_rows / training.batch_size)
-        steps = max(1, round(training.epochs * per_epoch))
-        return cls(
-            steps_per_epoch=per_epoch,
-            steps=steps,
-            warmup=round(training.warmup * steps),
-            eval_every=max(1, round(training.eval_every * per_epoch)),
-            save_every=max(1, round(training.save_every * per_epoch)),
-        )
-
-    def rate(self, schedule: str, step: int) -> float:
-        """The factor of the learning rate at a step (from 0): rises over the warmup, then follows the schedule."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[schedule]
+    loss: float
+    norm: float
+    n_rows: int
+    n_learning: int
+    rates: Rates
 
 
-@dataclass
-class Weights:
-    """The weights that learn at any time, by name, and which of them are the head's."""
+class Steps:
+    """Takes one optimization step after another. Knows no evaluation and no file.
 
-    by_name: dict[str, torch.nn.Parameter]
-    in_head: set[str] = field(default_factory=set)
+    `examples(epoch)` gives the encoded rows of an epoch, of whose windows `lengths` are the tokens.
+    """
 
-    @classmethod
-    def of(cls, model: Any, method: Method, epochs: float) -> Weights:
-        floating = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
-        head = head_modules(model)
-        ever = {
-            name
-            for epoch in range(max(1, math.ceil(epochs)))
-            for name in method.learning(list(floating), head, float(epoch))
-        }
-        by_name = {name: weight for name, weight in floating.items() if name in ever}
-        in_head = {name for name in by_name if any(f".{module}." in f".{name}" for module in head)}
-        return cls(by_name, in_head)
+    def __init__(
+        self,
+        model: Any,
+        head: Head,
+        objective: Objective,
+        plan: Plan,
+        examples: Callable[[int], Encoded],
+        lengths: list[list[int]],
+        accelerator: Accelerator,
+        pad_id: int,
+    ):
+        self.model, self.head, self.plan, self.pad_id = model, head, plan, pad_id
+        self.examples, self.lengths, self.accelerator = examples, lengths, accelerator
+        self.recipe, self.training, self.device = plan.recipe, plan.recipe.training, accelerator.device
+        self.objective = objective.to(self.device)
+        self.weights = Weights.of(model, plan)
+        self.optimizer = optimizer_of(self.weights, self.training)
+        self.anchor = Anchor(self.weights, self.training)
+        self.device_batch_size: int = 1
+        if isinstance(self.training.device_batch_size, int):
+            self.device_batch_size = self.training.device_batch_size
+        self._all_names = [name for name, weight in model.named_parameters() if weight.is_floating_point()]
+        self._head_modules = head_modules(model)
+        self._order: tuple[int, list[list[int]]] = (-1, [])
+        self._learning: set[str] | None = None
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, weight in self.by_name.items():
-                weight.copy_(tensors[name])
+    def take(self, step: int, rates: Rates | None = None) -> Taken:
+        """One step, at the plan's rates or at others. Raises RunError where loss or gradient is no number."""
+        epoch, place = divmod(step, self.plan.steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = epoch, epoch_order(self.lengths, self.training.batch_size, self.training.seed, epoch)
+        rows = self._order[1][place]
+        self._unfreeze(step)
+        rates = self._set_rates(step, rates)
+        torch.manual_seed(_mix(self.training.seed, step, self.accelerator.process_index))
+        with self.anchor.mixing(_mix(self.training.seed, step, "mixout")):
+            total, count = self._backward(step, rows)
+        norm = self._clip(count)
+        loss = total / count
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise RunError(
+                f"step {step + 1}: the loss is {loss} and the gradient's norm {norm}; the last checkpoint "
+                "is kept; a lower training.lr, or training.precision=float32, mends most such runs"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        n_learning = sum(weight.numel() for weight in self.weights.by_name.values() if weight.requires_grad)
+        return Taken(loss, norm, len(rows), n_learning, rates)
+
+    def _unfreeze(self, step: int) -> None:
+        """Lets learn what the method says for this step.
+
+        Dropout acts, but not in a backbone of which nothing learns: its states are features, cached or not.
+        """
+        learning = self.plan.learning(self._all_names, self._head_modules, step)
+        if learning != self._learning:
+            freeze(self.model)
+            for name, weight in self.weights.by_name.items():
+                weight.requires_grad_(name in learning)
+            self._learning = learning
+        self.model.train()
+        if learning <= self.weights.in_head:
+            backbone(self.model).eval()
+
+    def _set_rates(self, step: int, rates: Rates | None) -> Rates:
+        """Gives every group its share of the backbone's or the head's rate; by default those of the plan."""
+        rates = rates or self.plan.rates(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["share"] * (rates.head if group["is_head"] else rates.backbone)
+            group["betas"] = (self.plan.momentum(step), group["betas"][1])
+        return rates
+
+    def _backward(self, step: int, rows: list[int]) -> tuple[float, float]:
+        """Adds the gradient of the summed loss of this process's rows; returns sum and count over all processes."""
+        by_length = sorted(rows, key=lambda index: -max(self.lengths[index]))
+        here = by_length[self.accelerator.process_index :: self.accelerator.num_processes]
+        sums = torch.zeros(2, device=self.device)
+        for number, pass_rows in enumerate(passes(here, self.lengths, self.device_batch_size)):
+            if self.training.augmentation.mixup and (number or self.accelerator.num_processes > 1):
+                raise RecipeError(
+                    "mixes the rows of a step, which must be in one pass of one process; "
+                    "a higher training.device_batch_size, or a lower training.batch_size, makes it one",
+                    "training.augmentation.mixup",
+                )
+            loss, count = self.loss(step, pass_rows)
+            loss.backward()
+            sums += torch.stack([loss.detach(), count.to(loss)])
+        total, count = self.accelerator.reduce(sums, "sum").tolist()
+        return total, count
+
+    def loss(self, step: int, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """The sum of the loss over what it counts in these rows, and that count."""
+        epoch = step // self.plan.steps_per_epoch
+        batch = collate(self.examples(epoch)[rows], self.pad_id, self.device)
+        with autocast(self.training.precision, self.device):
+            logits = self.head.logits(self.model, batch)
+            loss, count = self._of_logits(logits, batch, step)
+            if self.training.r_drop:
+                again = self.head.logits(self.model, batch)
+                loss = (loss + self._of_logits(again, batch, step)[0]) / 2
+                loss = loss + self.training.r_drop / 2 * self.head.divergence(logits, again, batch)
+        return loss, count
+
+    def _of_logits(self, logits: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        """The loss of logits; under mixup that of shares of two rows (Zhang et al. 2018).
+
+        The heads' last layer is linear, so sharing logits is sharing the states it reads.
+        """
+        alpha = self.training.augmentation.mixup
+        if not alpha:
+            return self.head.loss(logits, batch, self.objective)
+        draw = np.random.default_rng(_mix(self.training.seed, step, "mixup"))
+        share = float(draw.beta(alpha, alpha))
+        partner = torch.as_tensor(draw.permutation(len(logits)), device=logits.device)
+        mixed = share * logits + (1 - share) * logits[partner]
+        one, count = self.head.loss(mixed, batch, self.objective)
+        other, others = self.head.loss(mixed, {**batch, "labels": batch["labels"][partner]}, self.objective)
+        return share * one + (1 - share) * other, share * count + (1 - share) * others
+
+    def _clip(self, count: float) -> float:
+        """Makes gradients the mean over what all processes counted, pulls, then clips; returns their norm before."""
+        learning = [weight for weight in self.weights.by_name.values() if weight.requires_grad]
+        if self.accelerator.num_processes > 1:
+            for weight in learning:  # a process without rows in this step, or whose rows do not reach the weight
+                if weight.grad is None:
+                    weight.grad = torch.zeros_like(weight)
+            flat = torch.cat([weight.grad.flatten() for weight in learning if weight.grad is not None])
+            summed = self.accelerator.reduce(flat, "sum").split([weight.numel() for weight in learning])
+            for weight, gradient in zip(learning, summed, strict=True):
+                weight.grad = gradient.view_as(weight)
+        gradients = [weight.grad for weight in learning if weight.grad is not None]
+        torch._foreach_mul_(gradients, 1 / count)
+        self.anchor.pull()
+        norm = torch.nn.utils.get_total_norm(gradients)
+        max_norm = self.training.max_grad_norm
+        if max_norm is not None and norm.isfinite() and norm > max_norm:
+            torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).item())
+        return float(norm)
 
 
-def fit(
-    model: Any,
-    head: Head,
-    method: Method,
-    encoded: Encoded,
-    validate: Callable[[], Metrics],
-    main_metric: str,
-    training: Training,
-    run: Run,
-    accelerator: Accelerator,
-    pad_id: int,
-) -> Progress:
-    """Trains `model` in place and leaves it with the weights of the best evaluation.
+def fit(steps: Steps, validate: Callable[[], Metrics], main_metric: str, run: Run) -> Progress:
+    """Trains the model of `steps` in place and leaves it with the weights of the best evaluation.
 
     Resumes from the newest complete checkpoint in the run. Raises RunError where loss or gradient is no number, and
     Interrupted after a signal, once a checkpoint is written.
     """
-    device = accelerator.device
-    lengths = window_lengths(encoded)
-    plan = Plan.of(training, len(lengths))
-    weights = Weights.of(model, method, training.epochs)
-    optimizer = _optimizer(weights, training)
-    progress = _resume(run, weights, optimizer, accelerator)
-    order: list[list[int]] = []
-    learning_at = -1
+    accelerator, plan, training, weights = steps.accelerator, steps.plan, steps.training, steps.weights
+    average = Average(weights, training)
+    progress = _resume(run, steps, average)
     losses: list[float] = []
     report_every = max(1, min(plan.steps // 100, plan.steps_per_epoch))
     bar = tqdm(
@@ -141,44 +228,29 @@ def fit(
     with bar, _signals() as received:
         while progress.step < plan.steps and not progress.stopped_early:
             started = time.perf_counter()
-            step, epoch = progress.step, progress.step // plan.steps_per_epoch
-            if epoch != learning_at:
-                order = epoch_order(lengths, training.batch_size, training.seed, epoch)
-                _unfreeze(model, weights, method, epoch)
-                learning_at = epoch
-            rows = order[step % plan.steps_per_epoch]
-            rate = plan.rate(training.schedule, step)
-            for group in optimizer.param_groups:
-                group["lr"] = group["base_lr"] * rate
-            _train_mode(model, weights)
-            torch.manual_seed(_mix(training.seed, step, accelerator.process_index))
-            total, count = _backward(model, head, encoded, rows, lengths, training, accelerator, pad_id)
-            norm = _clip(weights, count, training.max_grad_norm, accelerator)
-            loss = total / count
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                raise RunError(
-                    f"step {step + 1}: the loss is {loss} and the gradient's norm {norm}; the last checkpoint "
-                    "is kept; a lower training.lr, or training.precision=float32, mends most such runs"
-                )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            taken = steps.take(progress.step)
+            average.after_step()
             progress.step += 1
-            progress.rows += len(rows)
+            progress.rows += taken.n_rows
             progress.seconds += time.perf_counter() - started
-            losses.append(loss)
-            bar.set_postfix(loss=f"{loss:.3f}", lr=f"{optimizer.param_groups[0]['lr']:.1e}", refresh=False)
+            losses.append(taken.loss)
+            bar.set_postfix(
+                loss=f"{taken.loss:.3f}", lr=f"{taken.rates.backbone or taken.rates.head:.1e}", refresh=False
+            )
             bar.update()
             last = progress.step == plan.steps
             if accelerator.is_main_process and (last or progress.step % report_every == 0):
-                values = {"loss": sum(losses) / len(losses), "lr": training.lr * rate, "grad_norm": norm}
-                run.log(progress.step, progress.step / plan.steps_per_epoch, "train", values)
+                _report(run, progress, plan, taken, losses)
                 losses = []
             improved = False
             if last or progress.step % plan.eval_every == 0:
-                improved = _evaluate(progress, plan, validate, main_metric, training.patience, run, accelerator)
-            stop = accelerator.reduce(torch.tensor(len(received), device=device), "sum") > 0 and not last
+                average.before_evaluation()
+                with weights.replaced(average.value()):
+                    improved = _evaluate(progress, plan, validate, main_metric, training.patience, run, accelerator)
+            n_signals = accelerator.reduce(torch.tensor(len(received), device=steps.device), "sum")
+            stop = n_signals > 0 and not last
             if improved or last or stop or progress.stopped_early or progress.step % plan.save_every == 0:
-                _save(run, weights, optimizer, progress, accelerator)
+                _save(run, steps, average, progress)
             if stop:
                 number = received[0] if received else signal.SIGTERM
                 raise Interrupted(
@@ -187,88 +259,35 @@ def fit(
                     number,
                 )
     if progress.best_step != progress.step:
-        weights.load(checkpoints.read(run.checkpoint_dir(progress.best_step)).weights)
-    _freeze_all(model)
+        state = checkpoints.read(run.checkpoint_dir(progress.best_step))
+        weights.load(state.weights)
+        average.restore(state.averages)
+    if (mean := average.value()) is not None:
+        weights.load(mean)
+    freeze(steps.model)
     return progress
 
 
-def _mix(*numbers: int) -> int:
-    """One seed out of several."""
-    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "big")
-
-
-def _optimizer(weights: Weights, training: Training) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019); no decay on norms and biases, which are vectors."""
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, weight in weights.by_name.items():
-        lr = training.head_lr if training.head_lr is not None and name in weights.in_head else training.lr
-        groups.setdefault((lr, training.weight_decay if weight.ndim > 1 else 0.0), []).append(weight)
-    return torch.optim.AdamW(
-        [{"params": params, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()],
-        fused=True,
-    )
-
-
-def _unfreeze(model: Any, weights: Weights, method: Method, epoch: int) -> None:
-    floating = [name for name, weight in model.named_parameters() if weight.is_floating_point()]
-    learning = method.learning(floating, head_modules(model), float(epoch))
-    _freeze_all(model)
-    for name, weight in weights.by_name.items():
-        weight.requires_grad_(name in learning)
-
-
-def _train_mode(model: Any, weights: Weights) -> None:
-    """Dropout acts, but not in a backbone of which nothing learns: its states are features, cached or not."""
-    model.train()
-    if all(name in weights.in_head for name, weight in weights.by_name.items() if weight.requires_grad):
-        model.base_model.eval()
-
-
-def _freeze_all(model: Any) -> None:
+def freeze(model: Any) -> None:
+    """No weight learns."""
     for weight in model.parameters():
         weight.requires_grad_(False)
 
 
-def _backward(
-    model: Any,
-    head: Head,
-    encoded: Encoded,
-    rows: list[int],
-    lengths: list[list[int]],
-    training: Training,
-    accelerator: Accelerator,
-    pad_id: int,
-) -> tuple[float, float]:
-    """Adds the gradient of the summed loss of this process's rows; returns sum and count over all processes."""
-    here = sorted(rows, key=lambda index: -max(lengths[index]))[accelerator.process_index :: accelerator.num_processes]
-    sums = torch.zeros(2, device=accelerator.device)
-    for pass_rows in passes(here, lengths, training.device_batch_size):
-        batch = collate(encoded[pass_rows], pad_id, accelerator.device)
-        with autocast(training.precision, accelerator.device):
-            loss, count = head.loss(model, batch)
-        loss.backward()
-        sums += torch.stack([loss.detach(), count.to(loss)])
-    total, count = accelerator.reduce(sums, "sum").tolist()
-    return total, count
+def _mix(*values: int | str) -> int:
+    """One seed out of several values."""
+    return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:7], "big")
 
 
-def _clip(weights: Weights, count: float, max_norm: float | None, accelerator: Accelerator) -> float:
-    """Makes gradients the mean over what all processes counted, then clips them; returns their norm before."""
-    learning = [weight for weight in weights.by_name.values() if weight.requires_grad]
-    if accelerator.num_processes > 1:
-        for weight in learning:  # a process without rows in this step, or whose rows do not reach the weight
-            if weight.grad is None:
-                weight.grad = torch.zeros_like(weight)
-        flat = torch.cat([weight.grad.flatten() for weight in learning if weight.grad is not None])
-        summed = accelerator.reduce(flat, "sum").split([weight.numel() for weight in learning])
-        for weight, gradient in zip(learning, summed, strict=True):
-            weight.grad = gradient.view_as(weight)
-    gradients = [weight.grad for weight in learning if weight.grad is not None]
-    torch._foreach_mul_(gradients, 1 / count)
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if max_norm is not None and norm.isfinite() and norm > max_norm:
-        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).item())
-    return float(norm)
+def _report(run: Run, progress: Progress, plan: Plan, taken: Taken, losses: list[float]) -> None:
+    values = {
+        "loss": sum(losses) / len(losses),
+        "lr": taken.rates.backbone,
+        "head_lr": taken.rates.head,
+        "grad_norm": taken.norm,
+        "learning": taken.n_learning,
+    }
+    run.log(progress.step, progress.step / plan.steps_per_epoch, "train", values)
 
 
 def _evaluate(
@@ -294,33 +313,32 @@ def _evaluate(
     return False
 
 
-def _save(
-    run: Run, weights: Weights, optimizer: torch.optim.AdamW, progress: Progress, accelerator: Accelerator
-) -> None:
+def _save(run: Run, steps: Steps, average: Average, progress: Progress) -> None:
     """Writes the checkpoint of this step; keeps the best one and this."""
-    if accelerator.is_main_process:
+    if steps.accelerator.is_main_process:
         moments = {
             f"{name}.{key}": value
-            for name, weight in weights.by_name.items()
-            for key, value in optimizer.state.get(weight, {}).items()
+            for name, weight in steps.weights.by_name.items()
+            for key, value in steps.optimizer.state.get(weight, {}).items()
         }
-        state = checkpoints.State(dict(weights.by_name), moments, asdict(progress))
+        state = checkpoints.State(dict(steps.weights.by_name), moments, average.state(), asdict(progress))
         checkpoints.write(run, progress.step, state, keep={progress.step, progress.best_step})
-    accelerator.wait_for_everyone()
+    steps.accelerator.wait_for_everyone()
 
 
-def _resume(run: Run, weights: Weights, optimizer: torch.optim.AdamW, accelerator: Accelerator) -> Progress:
+def _resume(run: Run, steps: Steps, average: Average) -> Progress:
     """The progress of the newest whole checkpoint, its weights and moments loaded; a fresh one where there is none."""
     state = checkpoints.newest(run)
     if state is None:
         return Progress()
-    weights.load(state.weights)
-    for name, weight in weights.by_name.items():
+    steps.weights.load(state.weights)
+    average.restore(state.averages)
+    for name, weight in steps.weights.by_name.items():
         moments = {key: state.moments[f"{name}.{key}"] for key in _MOMENTS if f"{name}.{key}" in state.moments}
         if moments:
-            optimizer.state[weight] = {key: value.to(weight.device) for key, value in moments.items()}
+            steps.optimizer.state[weight] = {key: value.to(weight.device) for key, value in moments.items()}
     progress = Progress(**state.progress)
-    if accelerator.is_main_process:
+    if steps.accelerator.is_main_process:
         run.forget_after(progress.step)
     return progress
 

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from tl_nlp.artifact import load_trained
 from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
 from tl_nlp.errors import DataError, RunError
 from tl_nlp.hardware import autocast, best_device
 from tl_nlp.heads import HEADS
-from tl_nlp.model import load_trained, placed
+from tl_nlp.model import placed
 from tl_nlp.recipe import Recipe, Task
 from tl_nlp.rows import columns_of, select
 from tl_nlp.run import Run, artifact_folder, read_recipe

@@ -6,26 +6,17 @@ file, and the file's name is its kind: `lora` is class `Lora` in `methods/lora.p
 
 from __future__ import annotations
 
-import importlib
 import json
-import pkgutil
 import runpy
 from abc import abstractmethod
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
+from tl_nlp.combinations import impossible
+from tl_nlp.components import Component, Value, as_component
 from tl_nlp.errors import RecipeError
 from tl_nlp.types import COLUMNS, Metrics, Prediction
 
@@ -41,78 +32,11 @@ through its pooler), or as the mean over all tokens, which sentence encoders wer
 TestSplit = Annotated[str, Field(pattern="^test_[A-Za-z0-9_-]+$")]
 """The name of a further test split, which is also a file's name."""
 LoadIn = Literal["float32", "bfloat16", "float16", "int8", "nf4"]
-
-
-class Value(BaseModel):
-    """A frozen value that knows all its keys; what does not fit raises one RecipeError with the key in it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def __init__(self, **values: Any):
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise translated(error, type(self)) from None
-
-
-def translated(error: ValidationError, model: type[BaseModel]) -> RecipeError:
-    """The first complaint of pydantic as one sentence that names the key and what there is instead."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if "[" not in str(part))
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, RecipeError):
-        return RecipeError(cause.message, ".".join(part for part in (key, cause.key) if part))
-    if first["type"] == "extra_forbidden":
-        return RecipeError(f"no such key; there are: {', '.join(model.model_fields)}", key)
-    if first["type"] == "missing":
-        return RecipeError("is required", key)
-    hint = ' (a list is written as JSON: ["a", "b"])' if first["type"] in ("tuple_type", "list_type") else ""
-    message = str(cause) if cause else first["msg"][0].lower() + first["msg"][1:]
-    return RecipeError(f"{first['input']!r} does not fit: {message}{hint}", key)
-
-
-class Component(Value):
-    """A choice among kinds; serialized with the kind that finds its class again."""
-
-    @property
-    def kind(self) -> str:
-        return type(self).__module__.rpartition(".")[2]
-
-    @model_serializer(mode="wrap")
-    def _with_kind(self, handler: Any) -> dict[str, Any]:
-        return {"kind": self.kind, **handler(self)}
-
-
-def kinds(axis: str) -> list[str]:
-    """The kinds of an axis (`tasks`, `data` or `methods`): the names of the files in its folder."""
-    folder = Path(__file__).parent / axis
-    return sorted(module.name for module in pkgutil.iter_modules([str(folder)]))
-
-
-def find_kind(axis: str, kind: str) -> type[Component]:
-    """The class of a kind; raises RecipeError with the kinds there are."""
-    if kind not in kinds(axis):
-        raise RecipeError(f"no {kind!r} in tl_nlp.{axis}; there are: {', '.join(kinds(axis))}")
-    module = importlib.import_module(f"tl_nlp.{axis}.{kind}")
-    return getattr(module, "".join(part.capitalize() for part in kind.split("_")))
-
+ENCODER_HEADS = ("classify", "multilabel", "regress", "select")
+"""The heads that stand on an encoder and are new weights; `generate` writes through the checkpoint's embeddings."""
 
 _NAMED_BY = {"checkpoint": "name", "data": "kind", "task": "kind", "method": "kind"}
 """Which of their keys a plain text sets: `method=lora` is `{"kind": "lora"}`."""
-
-
-def _as_component(axis: str, value: Any) -> Component:
-    if isinstance(value, str):
-        value = {"kind": value}
-    if isinstance(value, dict):
-        values = dict(value)
-        kind = values.pop("kind", None)
-        if kind is None:
-            raise RecipeError(f"its kind is missing; there are: {', '.join(kinds(axis))}")
-        return find_kind(axis, str(kind))(**values)
-    if not isinstance(value, Component) or type(value).__module__ != f"tl_nlp.{axis}.{value.kind}":
-        raise RecipeError(f"{value!r} is none of tl_nlp.{axis}; there are: {', '.join(kinds(axis))}")
-    return value
 
 
 def _as_checkpoint(value: Any) -> Any:
@@ -181,23 +105,49 @@ class Data(Component):
 
 
 class Method(Component):
-    """How the pretrained weights are carried over: what is added to the model, and which weights learn."""
+    """How the pretrained weights are carried over: what is added to the model, and which weights learn when."""
 
-    loads_in: ClassVar[tuple[str, ...]] = ("float32",)
-    """The `checkpoint.load_in` it can work on."""
-    is_adapter: ClassVar[bool] = False
-    """Whether the artifact holds only what was added, so that loading it needs the checkpoint."""
+    heads: ClassVar[tuple[str, ...]] = (*ENCODER_HEADS, "generate")
+    """The heads of tasks that it goes with."""
+    moves: ClassVar[Literal["backbone", "biases", "head", "blocks", "prompt"]] = "backbone"
+    """What learns beside the head: pretrained matrices, pretrained biases and norms, nothing, weights added to blocks,
+    or weights added in front of the input."""
+    opens_with: ClassVar[Literal["transformers", "peft", "tl_nlp"]] = "transformers"
+    """What loads the artifact: all weights (transformers), or only those added, which need the checkpoint."""
+    is_mergeable: ClassVar[bool] = True
+    """Whether what was trained can become plain weights of the checkpoint's own shape."""
+
+    head_epochs: float = Field(0.0, ge=0)  # the head learns alone for these first epochs (Kumar et al. 2022)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the artifact holds only what was added, so that loading it needs the checkpoint."""
+        return self.opens_with != "transformers"
+
+    @property
+    def loads_in(self) -> tuple[str, ...]:
+        """The `checkpoint.load_in` it can work on."""
+        return ("float32",)
+
+    def check(self, model: Any, head: list[str]) -> None:
+        """Raises RecipeError where it cannot go on such a model, which has its shapes and no weights yet."""
+        return
 
     def apply(self, model: Any, head: list[str]) -> Any:
-        """The model with what this method adds to it; `head` names the modules of its head. Raises RecipeError."""
+        """The model with what this method adds to it; `head` names the modules of its head."""
         return model
 
     @abstractmethod
     def learning(self, weights: list[str], head: list[str], epoch: float) -> set[str]:
-        """Which of the applied model's weights learn in this epoch, all by name; `head` are the modules of the head."""
+        """Which of the applied model's weights learn at this epoch after `head_epochs`, all by name; `head` are the
+        modules of the head. What has begun to learn goes on: the set never shrinks."""
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Writes what was trained, as safetensors and JSON."""
+        model.save_pretrained(str(folder))
 
     def load(self, model: Any, folder: Path) -> Any:
-        """For adapters: the checkpoint's model with the adapter in `folder` on it."""
+        """For adapters: the checkpoint's model with what `save` wrote on it. Raises CheckpointError."""
         raise RecipeError(f"method {self.kind} saves whole models")
 
 
@@ -209,24 +159,60 @@ class Checkpoint(Value):
     load_in: LoadIn = "float32"  # of frozen weights; what is trained stays float32
 
 
+class Augmentation(Value):
+    """Training texts changed on the fly, anew in every epoch; what changes depends on seed, epoch and row alone."""
+
+    word_dropout: float = Field(0.0, ge=0, lt=1)  # share of words left out
+    word_swap: float = Field(0.0, ge=0, lt=1)  # share of words that change places with the next one
+    word_replacement: float = Field(0.0, ge=0, lt=1)  # share replaced by a neighbour in the checkpoint's embeddings
+    token_cutoff: float = Field(0.0, ge=0, lt=1)  # share of tokens hidden from attention (Shen et al. 2020)
+    mixup: float = Field(0.0, ge=0)  # alpha of Beta(alpha, alpha): shares of two rows' last states (Guo et al. 2019)
+
+    @property
+    def changes_words(self) -> bool:
+        return max(self.word_dropout, self.word_swap, self.word_replacement) > 0
+
+    @property
+    def changes_rows(self) -> bool:
+        """Whether a row is another in every epoch, so that nothing computed from it can be kept."""
+        return self.changes_words or self.token_cutoff > 0
+
+
 class Training(Value):
-    """How fast the weights learn, for how long, and what is kept on the way."""
+    """How fast the weights learn, for how long, under which loss, and what is kept on the way."""
 
     epochs: float = Field(3.0, gt=0)
     batch_size: int = Field(32, ge=1)  # rows a step, over all devices
-    device_batch_size: int = Field(32, ge=1)  # sequences (windows) in one forward pass
-    lr: float = Field(1e-4, gt=0, lt=1)
+    device_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32  # sequences in one pass; auto: what fits
+
+    lr: float = Field(1e-4, gt=0, lt=1)  # of the top block, and of what a method adds
     head_lr: float | None = Field(None, gt=0, lt=1)  # default: lr
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: float = Field(0.1, ge=0, lt=1)  # share of the steps
+    first_lr: float | None = Field(None, gt=0, lt=1)  # of the head alone, in method.head_epochs; default: 1e-3
+    layer_decay: float = Field(1.0, gt=0, le=1)  # each block's lr is this times the one above it
+    schedule: Literal["linear", "cosine", "constant", "one_cycle"] = "linear"  # after method.head_epochs
+    warmup: float = Field(0.1, ge=0, lt=1)  # share of its steps
+
     weight_decay: float = Field(0.01, ge=0)  # not on norms and biases
-    max_grad_norm: float | None = Field(1.0, gt=0)  # null: no clipping
+    l2_sp: float = Field(0.0, ge=0)  # pull of pretrained weights to where they were, in place of decay (Li et al. 2018)
+    mixout: float = Field(0.0, ge=0, lt=1)  # share of pretrained weights put back in a step (Lee et al. 2020)
+    reinit_blocks: int = Field(0, ge=0)  # top blocks drawn anew before training (Zhang et al. 2021)
     dropout: float | None = Field(None, ge=0, lt=1)  # default: the checkpoint's
+    r_drop: float = Field(0.0, ge=0)  # alpha: two passes of unlike dropout shall agree (Wu et al. 2021)
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None  # {"rare": 3.0}
+    focal_gamma: float = Field(0.0, ge=0)  # less weight on what is already right (Lin et al. 2017)
+    logit_adjustment: float = Field(0.0, ge=0)  # tau: rare labels need a wider margin (Menon et al. 2021)
+    ema: float | None = Field(None, gt=0, lt=1)  # decay a step of a moving average, which is what is kept
+    average_last: int = Field(1, ge=1)  # keep the mean of the weights at this many last evaluations
+    augmentation: Augmentation = Augmentation()
+
+    max_grad_norm: float | None = Field(1.0, gt=0)  # null: no clipping
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware has it
+    gradient_checkpointing: bool = False  # states inside blocks are computed twice and not kept: slower, smaller
     eval_every: float = Field(1.0, gt=0)  # epochs
     save_every: float = Field(1.0, gt=0)  # epochs
     patience: int | None = Field(None, ge=1)  # stop after this many evaluations without a better main metric
-    seed: int = 0  # data order, head and adapter init, dropout
+    seed: int = 0  # data order, head and adapter init, dropout, augmentation
 
 
 class Recipe(Value):
@@ -234,9 +220,9 @@ class Recipe(Value):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     checkpoint: Annotated[Checkpoint, BeforeValidator(_as_checkpoint)]
-    data: Annotated[SerializeAsAny[Data], BeforeValidator(partial(_as_component, "data"))]
-    task: Annotated[SerializeAsAny[Task], BeforeValidator(partial(_as_component, "tasks"))]
-    method: Annotated[SerializeAsAny[Method], BeforeValidator(partial(_as_component, "methods"))] = Field(
+    data: Annotated[SerializeAsAny[Data], BeforeValidator(partial(as_component, "data"))]
+    task: Annotated[SerializeAsAny[Task], BeforeValidator(partial(as_component, "tasks"))]
+    method: Annotated[SerializeAsAny[Method], BeforeValidator(partial(as_component, "methods"))] = Field(
         "full", validate_default=True
     )
     training: Training = Training()
@@ -244,13 +230,6 @@ class Recipe(Value):
 
     @model_validator(mode="after")
     def _possible(self) -> Recipe:
-        if self.checkpoint.load_in not in self.method.loads_in:
-            raise RecipeError(
-                f"{self.checkpoint.load_in} is for frozen weights, and method {self.method.kind} works on "
-                f"{', '.join(self.method.loads_in)}; choose another method (lora, head) or "
-                "training.precision=bfloat16 for fast arithmetic",
-                "checkpoint.load_in",
-            )
         unknown = [name for name in self.data.columns if name not in self.task.columns]
         if unknown:
             raise RecipeError(
@@ -258,6 +237,9 @@ class Recipe(Value):
                 f"{', '.join(self.task.columns) or 'none'}",
                 "data.columns",
             )
+        for key, is_impossible, why in impossible(self):
+            if is_impossible:
+                raise RecipeError(why, key)
         return self
 
     def override(self, *assignments: str) -> Recipe:

@@ -129,6 +129,10 @@ class Run:
         if lines or (self.folder / "metrics.jsonl").exists():
             (self.folder / "metrics.jsonl").write_text("".join(lines), "utf-8")
 
+    def environment(self) -> dict[str, Any]:
+        """environment.json."""
+        return _read(self.folder / "environment.json")
+
     def write_environment(self, values: dict[str, Any]) -> None:
         self._write("environment.json", values)
 

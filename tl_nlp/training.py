@@ -6,7 +6,11 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +18,21 @@ from typing import TYPE_CHECKING, Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from tl_nlp import features
-from tl_nlp.batches import Encoded
+from tl_nlp import augmentation, features, memory
+from tl_nlp.artifact import locate, save_artifact
+from tl_nlp.batches import Encoded, window_lengths
 from tl_nlp.errors import RunError
 from tl_nlp.evaluation import score, write_predictions
 from tl_nlp.hardware import peak_rss_mb
-from tl_nlp.loop import Weights, fit
-from tl_nlp.model import check_length, load_model, load_tokenizer, locate, placed, save_artifact
+from tl_nlp.heads import Objective
+from tl_nlp.loop import Progress, Steps, fit
+from tl_nlp.model import check, load_model, placed
 from tl_nlp.prediction import Predictor
+from tl_nlp.pretrained import load_tokenizer
 from tl_nlp.recipe import Recipe
 from tl_nlp.rows import columns_of, fingerprint
 from tl_nlp.run import Run
+from tl_nlp.schedule import Plan
 from tl_nlp.types import COLUMNS, Metrics
 
 if TYPE_CHECKING:
@@ -40,26 +48,81 @@ def train(recipe: Recipe | Run, *, root: Path | None = None) -> Run:
         return recipe
     accelerator = Accelerator()
     given = recipe.recipe() if isinstance(recipe, Run) else recipe
-    folder = locate(given.checkpoint)
-    tokenizer = load_tokenizer(folder)
-    check_length(given, folder, tokenizer)
-    rows = given.data.load()
-    task = given.task.resolve(rows)
-    resolved = given.model_copy(update={"task": task})
-    # tests too, so that a target that does not fit is told before the training and not after it
-    encoded = {split: _encode(rows[split], task, tokenizer, split) for split in rows}
-    run = recipe if isinstance(recipe, Run) else _create(resolved, root, accelerator)
+    prepared = prepare(given)
+    run = recipe if isinstance(recipe, Run) else _create(prepared.recipe, root, accelerator)
     if accelerator.is_main_process:
-        _note_start(run, resolved, rows, encoded, accelerator)
-    model = placed(load_model(resolved, folder), accelerator.device)
+        _note_start(run, prepared, accelerator)
+    steps, predictor = steps_of(prepared, accelerator)
     if accelerator.is_main_process:
-        _print_size(model, resolved)
-    progress = _fit(model, tokenizer, resolved, rows, encoded, run, accelerator)
+        _note_size(run, steps)
+    progress = _fit(steps, predictor, prepared, run)
     if accelerator.is_main_process:
-        save_artifact(model, tokenizer, resolved, run)
-        _finish(run, resolved, rows, progress.seconds, progress.rows)
+        save_artifact(predictor.model, prepared.tokenizer, prepared.recipe, run)
+        _finish(run, prepared, progress)
     accelerator.wait_for_everyone()
     return run
+
+
+@dataclass
+class Prepared:
+    """A recipe with its labels resolved, and all that comes before the weights: rows read, encoded, and checked."""
+
+    recipe: Recipe
+    folder: Path  # of the checkpoint
+    tokenizer: Any
+    rows: DatasetDict
+    encoded: dict[str, Encoded]
+    objective: Objective
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Everything of a training that needs no weights, so that most faults are told before they are loaded."""
+    folder = locate(recipe.checkpoint)
+    tokenizer = load_tokenizer(folder)
+    check(recipe, folder, tokenizer)
+    rows = recipe.data.load()
+    task = recipe.task.resolve(rows)
+    # tests too, so that a target that does not fit is told before the training and not after it
+    encoded = {split: _encode(rows[split], task, tokenizer, split) for split in rows}
+    objective = Objective.of(recipe.training, task.outputs(), encoded["train"])
+    return Prepared(recipe.model_copy(update={"task": task}), folder, tokenizer, rows, encoded, objective)
+
+
+def steps_of(prepared: Prepared, accelerator: Accelerator) -> tuple[Steps, Predictor]:
+    """The loaded model: ready to take training steps, and to predict."""
+    recipe, encoded = prepared.recipe, prepared.encoded["train"]
+    model = placed(load_model(recipe, prepared.folder), accelerator.device)
+    predictor = Predictor(model, prepared.tokenizer, recipe.task, recipe.training.precision)
+    lengths = window_lengths(encoded)
+    steps = Steps(
+        model,
+        predictor.head,
+        prepared.objective,
+        Plan.of(recipe, len(lengths)),
+        _examples(prepared, model),
+        lengths,
+        accelerator,
+        predictor.pad_id,
+    )
+    if recipe.training.device_batch_size == "auto":
+        steps.device_batch_size = memory.largest_pass(steps)
+    return steps, predictor
+
+
+def _examples(prepared: Prepared, model: Any) -> Callable[[int], Encoded]:
+    """The encoded training rows of an epoch: always the same ones, or changed on the fly."""
+    encoded, training = prepared.encoded["train"], prepared.recipe.training
+    choices = training.augmentation
+    if not choices.changes_rows:
+        return lambda epoch: encoded
+    rows = prepared.rows["train"]
+    neighbours = {}
+    if choices.word_replacement:
+        neighbours = augmentation.neighbours(model, prepared.tokenizer, rows["text"][:])
+    changed = partial(
+        augmentation.Augmented, rows, encoded, prepared.recipe.task, prepared.tokenizer, choices, training.seed
+    )
+    return lambda epoch: changed(epoch, neighbours)
 
 
 def _create(recipe: Recipe, root: Path | None, accelerator: Accelerator) -> Run:
@@ -81,12 +144,11 @@ def _encode(rows: Dataset, task: Any, tokenizer: Any, split: str) -> Dataset:
     )
 
 
-def _note_start(
-    run: Run, recipe: Recipe, rows: DatasetDict, encoded: dict[str, Encoded], accelerator: Accelerator
-) -> None:
+def _note_start(run: Run, prepared: Prepared, accelerator: Accelerator) -> None:
     """Writes data.json and environment.json; a resumed run whose data has changed is refused with a RunError."""
+    rows, recipe = prepared.rows, prepared.recipe
     splits = {name: {"rows": len(split), "fingerprint": fingerprint(split)} for name, split in rows.items()}
-    tokens_cut = {name: int(sum(split["cut"])) for name, split in encoded.items()}
+    tokens_cut = {name: int(sum(split["cut"])) for name, split in prepared.encoded.items()}
     before = run.data().get("splits", splits)
     changed = [name for name in splits if before.get(name) != splits[name]]
     if changed:
@@ -114,6 +176,22 @@ def _note_start(
     )
 
 
+def _note_size(run: Run, steps: Steps) -> None:
+    """Prints what the model takes and how much of it learns, and adds it to environment.json."""
+    size = memory.footprint(steps.model, steps.weights.by_name)
+    size["device_batch_size"] = steps.device_batch_size
+    run.write_environment({**run.environment(), "model": size})
+    recipe = steps.recipe
+    formats = ", ".join(f"{count:,} in {name}" for name, count in size["dtypes"].items())
+    print(
+        f"{recipe.method.kind} on {recipe.checkpoint.name}: {size['learning']:,} of {size['weights']:,} weights learn "
+        f"({100 * size['learning'] / size['weights']:.2g} %); {formats}\n"
+        f"memory: {size['weights_mb']:g} MB of weights, {size['optimizer_mb']:g} MB of gradients and moments; "
+        f"{size['device_batch_size']} sequences in one pass",
+        file=sys.stderr,
+    )
+
+
 def _versions() -> dict[str, str]:
     found = {}
     for name in ("tl-nlp", "torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "bitsandbytes"):
@@ -132,61 +210,42 @@ def _git_revision() -> str | None:
     return asked.stdout.strip() or None
 
 
-def _print_size(model: Any, recipe: Recipe) -> None:
-    learning = Weights.of(model, recipe.method, recipe.training.epochs).by_name.values()
-    n_learning, n_all = sum(w.numel() for w in learning), sum(w.numel() for w in model.parameters())
-    print(
-        f"{recipe.method.kind} on {recipe.checkpoint.name} ({recipe.checkpoint.load_in}): "
-        f"{n_learning:,} of {n_all:,} weights learn",
-        file=sys.stderr,
+def _fit(steps: Steps, predictor: Predictor, prepared: Prepared, run: Run) -> Progress:
+    """Trains the model, on features of its backbone where that is frozen."""
+    recipe, encoded, model = prepared.recipe, prepared.encoded, predictor.model
+    task, accelerator = recipe.task, steps.accelerator
+    shown = [encoded["train"], encoded["validation"]]
+    cached = not recipe.training.augmentation.changes_rows and features.is_cacheable(
+        model, set(steps.weights.by_name), shown
     )
-
-
-def _fit(
-    model: Any,
-    tokenizer: Any,
-    recipe: Recipe,
-    rows: DatasetDict,
-    encoded: dict[str, Encoded],
-    run: Run,
-    accelerator: Accelerator,
-) -> Any:
-    """Trains `model`, on features of its backbone where that is frozen."""
-    task, training = recipe.task, recipe.training
-    predictor = Predictor(model, tokenizer, task, training.precision)
-    learning = set(Weights.of(model, recipe.method, training.epochs).by_name)
-    cached = features.is_cacheable(model, learning, [encoded["train"], encoded["validation"]])
+    started = time.perf_counter()
     if cached:
         encoded = {
-            split: features.compute(model, encoded[split], predictor.pad_id, training.precision, f"features of {split}")
+            split: features.compute(
+                model, encoded[split], predictor.pad_id, recipe.training.precision, f"features of {split}"
+            )
             for split in ("train", "validation")
         }
-    references = columns_of(rows["validation"], (*COLUMNS, *task.columns))
-    mine = range(accelerator.process_index, len(rows["validation"]), accelerator.num_processes)
+        steps.examples = lambda epoch: encoded["train"]
+    seconds = time.perf_counter() - started
+    references = columns_of(prepared.rows["validation"], (*COLUMNS, *task.columns))
+    mine = range(accelerator.process_index, len(prepared.rows["validation"]), accelerator.num_processes)
     shard = encoded["validation"].select(mine)
 
     def validate() -> Metrics:
         found = gather_object(list(zip(mine, predictor.infer(shard), strict=True)))
         outputs = [output for _, output in sorted(found, key=lambda pair: pair[0])]
-        return task.score(task.decode(outputs, references, tokenizer), references)
+        return task.score(task.decode(outputs, references, prepared.tokenizer), references)
 
     with features.reading_features(model) if cached else nullcontext():
-        return fit(
-            model,
-            predictor.head,
-            recipe.method,
-            encoded["train"],
-            validate,
-            task.main_metric,
-            training,
-            run,
-            accelerator,
-            predictor.pad_id,
-        )
+        progress = fit(steps, validate, task.main_metric, run)
+    progress.seconds += seconds
+    return progress
 
 
-def _finish(run: Run, recipe: Recipe, rows: DatasetDict, seconds: float, n_seen: int) -> None:
+def _finish(run: Run, prepared: Prepared, progress: Progress) -> None:
     """Scores the artifact on every test split, from disk, and writes results.json."""
+    recipe, rows = prepared.recipe, prepared.rows
     predictor = Predictor.load(run)
     splits = {}
     for split in [name for name in rows if name not in ("train", "validation")]:
@@ -199,8 +258,8 @@ def _finish(run: Run, recipe: Recipe, rows: DatasetDict, seconds: float, n_seen:
             "task": recipe.task.kind,
             "splits": splits,
             "train": {
-                "seconds": round(seconds, 1),
-                "examples_per_second": round(n_seen / max(seconds, 1e-9), 1),
+                "seconds": round(progress.seconds, 1),
+                "examples_per_second": round(progress.rows / max(progress.seconds, 1e-9), 1),
                 "peak_rss_mb": round(peak_rss_mb()),
             },
         }

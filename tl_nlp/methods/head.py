@@ -1,24 +1,20 @@
 """Only the head learns, on features that the frozen backbone computes once."""
 
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
-from tl_nlp.errors import RecipeError
-from tl_nlp.recipe import Method
+from tl_nlp.families import in_head
+from tl_nlp.recipe import ENCODER_HEADS, Method
 
 
 class Head(Method):
     """Linear probing: the backbone is frozen, so its outputs are cached and every further epoch takes milliseconds."""
 
-    loads_in: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16", "int8", "nf4")
+    heads: ClassVar[tuple[str, ...]] = ENCODER_HEADS
+    moves: ClassVar[Literal["head"]] = "head"
 
-    def apply(self, model: Any, head: list[str]) -> Any:
-        if not head:
-            raise RecipeError(
-                f"{type(model).__name__} writes text through its embeddings and has no head of its own "
-                "to train; methods that fit: full, lora",
-                "method",
-            )
-        return model
+    @property
+    def loads_in(self) -> tuple[str, ...]:
+        return ("float32", "bfloat16", "float16", "int8", "nf4")
 
     def learning(self, weights: list[str], head: list[str], epoch: float) -> set[str]:
-        return {name for name in weights if name.startswith(tuple(f"{module}." for module in head))}
+        return {name for name in weights if in_head(name, head)}

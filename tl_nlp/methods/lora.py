@@ -1,100 +1,98 @@
 """Low-rank adapters beside frozen weights."""
 
-import warnings
+import shutil
+import tempfile
+import weakref
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tl_nlp.errors import CheckpointError, RecipeError
-from tl_nlp.recipe import Method
+from tl_nlp.adapters import PeftMethod, refuse_unknown_family
+from tl_nlp.errors import RecipeError
+from tl_nlp.families import FAMILIES, pattern, within_block
 
 
-class Lora(Method):
+class Lora(PeftMethod):
     """LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) through PEFT; the head learns in full and goes with it.
 
     An update of a frozen matrix W is (alpha / rank) B A, with A of shape (rank, in) and B of shape (out, rank).
+    Variants: rslora scales by alpha / sqrt(rank) (Kalajdzievski 2023); dora learns the norm of each of W's rows apart
+    (Liu et al. 2024); pissa begins with W's largest singular vectors and takes them out of W (Meng et al. 2024), so it
+    needs W in float32, and it is saved as a plain LoRA of twice the rank, which fits the checkpoint as published.
     """
 
-    loads_in: ClassVar[tuple[str, ...]] = ("float32", "bfloat16", "float16", "int8", "nf4")
-    is_adapter: ClassVar[bool] = True
+    added: ClassVar[str] = ".lora_"
 
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] | None = None  # default: the query and value projections of every block
+    target_modules: tuple[str, ...] | Literal["all"] | None = None  # default: queries and values; all: of every block
+    variant: Literal["lora", "rslora", "dora", "pissa"] = "lora"
+
+    @property
+    def loads_in(self) -> tuple[str, ...]:
+        return ("float32",) if self.variant == "pissa" else super().loads_in
+
+    def check(self, model: Any, head: list[str]) -> None:
+        if self.target_modules is None:
+            refuse_unknown_family(self, model, 'or name linear layers: method.target_modules=["..."], or all')
+            return
+        there = {name.rpartition(".")[2] for name in _linear(model) if within_block(name)}
+        missing = [] if self.target_modules == "all" else [name for name in self.target_modules if name not in there]
+        if missing or not self.target_modules:
+            raise RecipeError(
+                f"{missing[0] if missing else 'nothing'!r} is no linear layer in this checkpoint's blocks; "
+                f"there are: {', '.join(sorted(there))}",
+                "method.target_modules",
+            )
 
     def apply(self, model: Any, head: list[str]) -> Any:
         from peft import LoraConfig, get_peft_model
 
-        there = {name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)}
-        targets = self.target_modules or _QUERY_VALUE.get(model.config.model_type, ())
-        missing = [name for name in targets if name not in there]
-        if missing or not targets:
-            raise RecipeError(
-                f"{missing[0]!r} is no linear layer of this checkpoint"
-                if missing
-                else f"no default for the family {model.config.model_type!r}; name linear layers of this checkpoint"
-                + f"; there are: {', '.join(sorted(there - {module.rpartition('.')[2] for module in head}))}",
-                "method.target_modules",
-            )
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=list(targets),
+            use_rslora=self.variant == "rslora",
+            use_dora=self.variant == "dora",
+            init_lora_weights="pissa" if self.variant == "pissa" else True,
+            target_modules=pattern(self._targets(model)),
             modules_to_save=list(head) or None,
         )
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+        if self.variant == "pissa":
+            adapted.pissa_start = _saved_start(adapted)
+        return adapted
 
-    def learning(self, weights: list[str], head: list[str], epoch: float) -> set[str]:
-        return {name for name in weights if ".lora_" in name or ".modules_to_save." in name}
+    def _targets(self, model: Any) -> tuple[str, ...]:
+        if self.target_modules is None:
+            return FAMILIES[model.config.model_type].query_value
+        paths = {within[1] for name in _linear(model) if (within := within_block(name))}
+        return tuple(
+            path
+            for path in sorted(paths)
+            if self.target_modules == "all" or path.rpartition(".")[2] in self.target_modules
+        )
 
-    def load(self, model: Any, folder: Path) -> Any:
-        from peft import PeftModel, get_peft_model_state_dict
-        from safetensors import SafetensorError, safe_open
-
-        file = folder / "adapter_model.safetensors"
-        if not file.is_file():
-            raise CheckpointError(f"{folder} holds no adapter_model.safetensors, the only adapter format that is read")
-        try:
-            with safe_open(file, "pt") as tensors:
-                saved = set(tensors.keys())
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of missing keys, which are an error below
-                model = PeftModel.from_pretrained(model, str(folder))
-        except KeyError as error:
-            raise CheckpointError(f"the adapter {file} does not fit its checkpoint: it lacks {error}") from None
-        except (SafetensorError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the adapter {file} cannot be loaded: {str(error).splitlines()[0]}") from None
-        wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-        if saved != wanted:
-            raise CheckpointError(
-                f"the adapter {file} does not fit its checkpoint: it lacks {len(wanted - saved)} weights and has "
-                f"{len(saved - wanted)} too many, {min(saved ^ wanted)} among them"
-            )
-        return model
+    def save(self, model: Any, folder: Path) -> None:
+        if not hasattr(model, "pissa_start"):
+            return super().save(model, folder)
+        model.save_pretrained(
+            str(folder), save_embedding_layers=False, path_initial_model_for_weight_conversion=model.pissa_start
+        )
 
 
-_QUERY_VALUE = {
-    "albert": ("query", "value"),
-    "bart": ("q_proj", "v_proj"),
-    "bert": ("query", "value"),
-    "camembert": ("query", "value"),
-    "deberta": ("in_proj",),
-    "deberta-v2": ("query_proj", "value_proj"),
-    "distilbert": ("q_lin", "v_lin"),
-    "electra": ("query", "value"),
-    "mbart": ("q_proj", "v_proj"),
-    "modernbert": ("Wqkv",),
-    "mpnet": ("q", "v"),
-    "mt5": ("q", "v"),
-    "pegasus": ("q_proj", "v_proj"),
-    "roberta": ("query", "value"),
-    "t5": ("q", "v"),
-    "xlm-roberta": ("query", "value"),
-}
+def _linear(model: Any) -> list[str]:
+    return [name for name, part in model.named_modules() if hasattr(part, "in_features") and hasattr(part, "weight")]
 
 
-def _is_linear(module: Any) -> bool:
-    return hasattr(module, "in_features") and hasattr(module, "out_features")
+def _saved_start(model: Any) -> str:
+    """Where the adapter is kept as it began, which saving subtracts; gone with the model."""
+    folder = tempfile.mkdtemp(prefix="tl_nlp-pissa-")
+    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
+    config = model.peft_config["default"]
+    config.init_lora_weights = True  # read back as it is, not computed again
+    model.save_pretrained(folder, save_embedding_layers=False)
+    config.init_lora_weights = "pissa"
+    return folder

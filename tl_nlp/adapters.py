@@ -1,0 +1,70 @@
+"""What methods of PEFT have in common: saving and loading what was added to a checkpoint."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from tl_nlp.errors import CheckpointError, RecipeError
+from tl_nlp.families import FAMILIES, in_head
+from tl_nlp.recipe import Method
+
+
+class PeftMethod(Method):
+    """Base of the methods that PEFT adds to frozen weights; the head learns in full and is saved with them."""
+
+    opens_with: ClassVar[Literal["peft"]] = "peft"
+    moves: ClassVar[Literal["blocks", "prompt"]] = "blocks"
+    added: ClassVar[str]
+    """What the names of the added weights contain."""
+
+    @property
+    def loads_in(self) -> tuple[str, ...]:
+        return ("float32", "bfloat16", "float16", "int8", "nf4")
+
+    def learning(self, weights: list[str], head: list[str], epoch: float) -> set[str]:
+        return {name for name in weights if self.added in name or in_head(name, head)}
+
+    def save(self, model: Any, folder: Path) -> None:
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+
+    def load(self, model: Any, folder: Path) -> Any:
+        from peft import PeftModel, get_peft_model_state_dict
+        from safetensors import SafetensorError, safe_open
+
+        file = folder / "adapter_model.safetensors"
+        if not file.is_file():
+            raise CheckpointError(f"{folder} holds no adapter_model.safetensors, the only adapter format that is read")
+        try:
+            with safe_open(file, "pt") as tensors:
+                saved = set(tensors.keys())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of missing keys, which are an error below
+                model = PeftModel.from_pretrained(model, str(folder))
+        except KeyError as error:
+            raise CheckpointError(f"the adapter {file} does not fit its checkpoint: it lacks {error}") from None
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the adapter {file} cannot be loaded: {str(error).splitlines()[0]}") from None
+        refuse_other_weights(file, saved, set(get_peft_model_state_dict(model, save_embedding_layers=False)))
+        return model
+
+
+def refuse_other_weights(file: Path, saved: set[str], wanted: set[str]) -> None:
+    """Raises CheckpointError where an adapter's file does not hold exactly the weights its model has."""
+    if saved != wanted:
+        raise CheckpointError(
+            f"the adapter {file} does not fit its checkpoint: it lacks {len(wanted - saved)} weights and has "
+            f"{len(saved - wanted)} too many, {min(saved ^ wanted)} among them"
+        )
+
+
+def refuse_unknown_family(method: Method, model: Any, without: str) -> None:
+    """Raises RecipeError where the places to add to are not known for this family; `without` tells what else fits."""
+    family = model.config.model_type
+    if family not in FAMILIES:
+        raise RecipeError(
+            f"{method.kind} knows no place for its weights in the family {family!r}; there are: "
+            f"{', '.join(sorted(FAMILIES))}; {without}",
+            "method",
+        )

@@ -1,0 +1,123 @@
+"""What was trained: saved, loaded again, and merged to be the checkpoint of another recipe."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tl_nlp.errors import CheckpointError
+from tl_nlp.families import head_modules
+from tl_nlp.heads import HEADS
+from tl_nlp.model import load_base
+from tl_nlp.pretrained import checked, find, load_tokenizer
+from tl_nlp.recipe import Checkpoint, Recipe
+from tl_nlp.run import Run, read_recipe
+
+
+def locate(checkpoint: Checkpoint) -> Path:
+    """The local directory of a checkpoint; a finished run's is its model, an adapter merged into the weights first.
+
+    Raises CheckpointError for one that is missing or not to be trusted, HubError for a Hub that cannot be reached.
+    """
+    run = Run.find(Path(checkpoint.name)) if Path(checkpoint.name).is_dir() else None
+    if run is not None:
+        checkpoint = checkpoint.model_copy(update={"name": str(_run_weights(run))})
+    return find(checkpoint)
+
+
+def _run_weights(run: Run) -> Path:
+    """A finished run's weights as plain ones: an adapter is merged into its checkpoint first."""
+    method = run.recipe().method
+    if not method.is_adapter:
+        return run.artifact
+    if not method.is_mergeable:
+        raise CheckpointError(
+            f"{run.folder} was trained by method {method.kind}, which merges into no weights, so it cannot be a "
+            "checkpoint; a run of lora, ia3 or any method that saves whole models can"
+        )
+    model, tokenizer = load_trained(run.artifact)
+    merged = Path(tempfile.mkdtemp(prefix="tl_nlp-merged-"))
+    atexit.register(shutil.rmtree, merged, ignore_errors=True)
+    model.merge_and_unload().save_pretrained(merged)
+    tokenizer.save_pretrained(merged)
+    return merged
+
+
+def save_artifact(model: Any, tokenizer: Any, recipe: Recipe, run: Run) -> None:
+    """Writes model/: weights or adapter, tokenizer and recipe, a plain Hugging Face repository; complete or absent."""
+    with run.writing(run.model_dir) as folder:
+        recipe.method.save(model, folder)
+        if (folder / "adapter_config.json").exists():
+            _name_base(folder / "adapter_config.json", recipe.checkpoint.name)
+        tokenizer.save_pretrained(str(folder))
+        (folder / "README.md").write_text(_readme(recipe, head_modules(model)), "utf-8")
+        (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", "utf-8")
+
+
+def _name_base(path: Path, checkpoint: str) -> None:
+    """An adapter names the Hub id it was made for, and no path of the machine that made it."""
+    base = checkpoint if _is_on_hub(checkpoint) else None
+    config = json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": base}
+    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def _is_on_hub(checkpoint: str) -> bool:
+    return checkpoint.count("/") == 1 and not Path(checkpoint).exists()
+
+
+def _readme(recipe: Recipe, head: list[str]) -> str:
+    """What the artifact is, and the lines that load it, to be run in its folder."""
+    auto_class = HEADS[recipe.task.head](**recipe.task.head_settings()).auto_class
+    base = recipe.checkpoint.name if _is_on_hub(recipe.checkpoint.name) else "CHECKPOINT"
+    note = f" Below, CHECKPOINT is the folder of {recipe.checkpoint.name}." if base == "CHECKPOINT" else ""
+    code = [f"from transformers import {auto_class}, AutoTokenizer", ""]
+    if recipe.method.opens_with == "tl_nlp":
+        note, code = " It needs tl_nlp, which finds the checkpoint itself.", ["from tl_nlp import Predictor", ""]
+        code += ['predictor = Predictor.load(".")']
+    elif recipe.method.opens_with == "peft":
+        classes = f"{auto_class}, AutoTokenizer"
+        if recipe.checkpoint.load_in in ("int8", "nf4"):
+            classes += ", BitsAndBytesConfig"
+        code[0] = f"from peft import PeftModel\nfrom transformers import {classes}"
+        code += [f"model = {auto_class}.from_pretrained({', '.join([repr(base), *_base_options(recipe, head)])})"]
+        code += ['model = PeftModel.from_pretrained(model, ".")', 'tokenizer = AutoTokenizer.from_pretrained(".")']
+    else:
+        note = ""
+        code += [f'model = {auto_class}.from_pretrained(".")', 'tokenizer = AutoTokenizer.from_pretrained(".")']
+    lines = "\n".join(code)
+    return (
+        f"# {recipe.name}\n\n{recipe.task.kind} by method {recipe.method.kind}, made with tl_nlp.{note}\n\n"
+        f"```python\n{lines}\n```\n"
+    )
+
+
+def _base_options(recipe: Recipe, head: list[str]) -> list[str]:
+    """What `from_pretrained` must be told to load the checkpoint as the adapter knew it."""
+    options = [f"num_labels={len(recipe.task.outputs())}"] if recipe.task.outputs() else []
+    if recipe.checkpoint.revision and _is_on_hub(recipe.checkpoint.name):
+        options.append(f"revision={recipe.checkpoint.revision!r}")
+    load_in = recipe.checkpoint.load_in
+    if load_in in ("int8", "nf4"):
+        bits = {
+            "int8": "load_in_8bit=True",
+            "nf4": 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16"',
+        }[load_in]
+        skipped = head or ["lm_head"]
+        options.append(f"quantization_config=BitsAndBytesConfig({bits}, llm_int8_skip_modules={skipped})")
+    elif load_in != "float32":
+        options.append(f"dtype={load_in!r}")
+    return options
+
+
+def load_trained(folder: Path) -> tuple[Any, Any]:
+    """(model, tokenizer) of an artifact, in eval mode."""
+    recipe = read_recipe(folder)
+    if recipe.method.is_adapter:
+        model = recipe.method.load(load_base(recipe, locate(recipe.checkpoint)), folder)
+    else:
+        model = load_base(recipe, checked(folder), trained=True)
+    return model.eval(), load_tokenizer(folder)

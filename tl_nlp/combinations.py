@@ -1,0 +1,92 @@
+"""Which choices of a recipe do not go together, told before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from tl_nlp.components import find_kind, kinds
+
+if TYPE_CHECKING:
+    from tl_nlp.recipe import Recipe
+
+
+def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
+    """What does not go together or would do nothing: key, whether it is so here, and the sentence for it."""
+    task, method, training = recipe.task, recipe.method, recipe.training
+    tasks: dict[str, Any] = {kind: find_kind("tasks", kind) for kind in kinds("tasks")}
+    methods: dict[str, Any] = {kind: find_kind("methods", kind)() for kind in kinds("methods")}
+    load_in, augmentation = recipe.checkpoint.load_in, training.augmentation
+    fit = [kind for kind, other in methods.items() if task.head in other.heads and load_in in other.loads_in]
+    fitting = f"methods that fit: {', '.join(fit)}"
+    yield "method", task.head not in method.heads, f"{method.kind} does not go with task {task.kind}; {fitting}"
+    yield (
+        "checkpoint.load_in",
+        load_in not in method.loads_in,
+        f"method {method.kind} works on {', '.join(method.loads_in)}, and {load_in} is for weights that stay as they "
+        f"are; {fitting}; training.precision=bfloat16 is for fast arithmetic",
+    )
+
+    for field, heads in _LOSSES.items():
+        names = [kind for kind, other in tasks.items() if other.head in heads]
+        is_set = bool(getattr(augmentation if hasattr(augmentation, field) else training, field))
+        key = f"training.{'augmentation.' * hasattr(augmentation, field)}{field}"
+        yield key, is_set and task.head not in heads, f"is for {', '.join(names)} and not for task {task.kind}"
+
+    writes = task.head == "generate"
+    no_head = f"task {task.kind} writes through the checkpoint's embeddings and has no head of its own"
+    yield "training.head_lr", writes and training.head_lr is not None, no_head
+    yield "method.head_epochs", writes and method.head_epochs > 0, f"{no_head}; method.head_epochs=0"
+    yield "method.head_epochs", method.moves == "head" and method.head_epochs > 0, "the head learns alone at all times"
+    yield (
+        "method.head_epochs",
+        method.head_epochs >= training.epochs,
+        f"the head would learn alone for {method.head_epochs:g} of training.epochs={training.epochs:g}; "
+        "method=head is for that",
+    )
+    yield (
+        "training.first_lr",
+        training.first_lr is not None and method.head_epochs == 0,
+        "is the rate of a first stage; method.head_epochs says how long that is",
+    )
+    for field in ("l2_sp", "mixout", "reinit_blocks"):
+        movers = [kind for kind in fit if methods[kind].moves == "backbone"]
+        is_still = bool(getattr(training, field)) and method.moves != "backbone"
+        yield (
+            f"training.{field}",
+            is_still,
+            f"acts on pretrained matrices that learn, and under method {method.kind} none does; it goes with "
+            f"{', '.join(movers) or 'none of the methods here'}",
+        )
+    in_one = method.moves in ("head", "prompt")
+    yield "training.layer_decay", in_one and training.layer_decay < 1, f"method {method.kind} moves no block"
+    yield (
+        "training.gradient_checkpointing",
+        method.moves == "head" and training.gradient_checkpointing,
+        "nothing is kept of a backbone that does not learn",
+    )
+    yield "training.r_drop", training.r_drop > 0 and training.dropout == 0, "compares dropouts, and training.dropout=0"
+    yield (
+        "training.average_last",
+        training.ema is not None and training.average_last > 1,
+        "training.ema is an average already; one of the two",
+    )
+    size = training.device_batch_size
+    yield (
+        "training.augmentation.mixup",
+        augmentation.mixup > 0 and isinstance(size, int) and size < training.batch_size,
+        f"mixes the rows of a step, which must be in one pass; training.device_batch_size={training.batch_size}",
+    )
+
+
+_LOSSES = {
+    "label_smoothing": ("classify", "multilabel", "generate"),
+    "class_weights": ("classify", "multilabel"),
+    "focal_gamma": ("classify", "multilabel"),
+    "logit_adjustment": ("classify",),
+    "word_dropout": ("classify", "multilabel", "regress", "generate"),
+    "word_swap": ("classify", "multilabel", "regress", "generate"),
+    "word_replacement": ("classify", "multilabel", "regress", "generate"),
+    "mixup": ("classify", "multilabel", "regress"),
+}
+"""Keys of `Training` and `Augmentation` that not every head takes."""

@@ -1,0 +1,26 @@
+"""Learned scales of keys, values and feed-forward states."""
+
+from typing import Any, ClassVar
+
+from tl_nlp.adapters import PeftMethod, refuse_unknown_family
+from tl_nlp.families import FAMILIES, pattern
+
+
+class Ia3(PeftMethod):
+    """(IA)^3 (Liu et al. 2022, https://arxiv.org/abs/2205.05638) through PEFT: the fewest weights of all adapters."""
+
+    added: ClassVar[str] = ".ia3_"
+
+    def check(self, model: Any, head: list[str]) -> None:
+        refuse_unknown_family(self, model, "method=lora with method.target_modules=all fits any")
+
+    def apply(self, model: Any, head: list[str]) -> Any:
+        from peft import IA3Config, get_peft_model
+
+        family = FAMILIES[model.config.model_type]
+        config = IA3Config(
+            target_modules=pattern((*family.key_value, *family.feedforward_out)),
+            feedforward_modules=pattern(family.feedforward_out),
+            modules_to_save=list(head) or None,
+        )
+        return get_peft_model(model, config)

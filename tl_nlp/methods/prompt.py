@@ -1,0 +1,23 @@
+"""Learned embeddings in front of the text, for models that write."""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from tl_nlp.adapters import PeftMethod
+
+
+class Prompt(PeftMethod):
+    """Prompt tuning (Lester et al. 2021, https://arxiv.org/abs/2104.08691) through PEFT."""
+
+    heads: ClassVar[tuple[str, ...]] = ("generate",)
+    moves: ClassVar[Literal["prompt"]] = "prompt"
+    added: ClassVar[str] = "prompt_encoder."
+    is_mergeable: ClassVar[bool] = False
+
+    n_tokens: int = Field(20, ge=1)
+
+    def apply(self, model: Any, head: list[str]) -> Any:
+        from peft import PromptTuningConfig, get_peft_model
+
+        return get_peft_model(model, PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=self.n_tokens))
