@@ -124,7 +124,9 @@ def test_t5_in_float16_and_a_head_that_is_none_are_refused(tiny_t5: Path, review
     recipe = tiny_recipe(tiny_t5, reviews, "summarization")
     with pytest.raises(RecipeError, match="T5 overflows to NaN in float16; bfloat16"):
         train(recipe.override("method=lora", "checkpoint.load_in=float16"))
-    with pytest.raises(RecipeError, match="method: head does not go with task summarization; methods that fit: adapter, bitfit, full"):
+    with pytest.raises(
+        RecipeError, match="method: head does not go with task summarization; methods that fit: adapter, bitfit, full"
+    ):
         train(recipe.override("method=head"))
 
 

@@ -58,7 +58,10 @@ def test_a_checkpoint_is_replaced_by_its_name(recipe: Recipe) -> None:
         ("task.labels=a,b", "a list is written as JSON"),
         ("data=hub", "data.name: is required"),
         ("nosuch=1", "nosuch: no such key; there are: name, checkpoint, data"),
-        ("checkpoint.load_in=int8", "checkpoint.load_in: method full works on float32, and int8 is for weights that stay as they"),
+        (
+            "checkpoint.load_in=int8",
+            "checkpoint.load_in: method full works on float32, and int8 is for weights that stay as they",
+        ),
         ('data.columns={"low": "min"}', "data.columns: task classification reads no column 'low'"),
         ("data.train=other.csv", "data.path: it is one file to be split here; data.path=null where"),
     ],

@@ -11,6 +11,10 @@ from tl_nlp.families import FAMILIES, in_head
 from tl_nlp.recipe import Method
 
 
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""The name that PEFT gives to an adapter's weights."""
+
+
 class PeftMethod(Method):
     """Base of the methods that PEFT adds to frozen weights; the head learns in full and is saved with them."""
 
@@ -33,9 +37,9 @@ class PeftMethod(Method):
         from peft import PeftModel, get_peft_model_state_dict
         from safetensors import SafetensorError, safe_open
 
-        file = folder / "adapter_model.safetensors"
+        file = folder / ADAPTER_WEIGHTS
         if not file.is_file():
-            raise CheckpointError(f"{folder} holds no adapter_model.safetensors, the only adapter format that is read")
+            raise CheckpointError(f"{folder} holds no {ADAPTER_WEIGHTS}, the only adapter format that is read")
         try:
             with safe_open(file, "pt") as tensors:
                 saved = set(tensors.keys())

@@ -1,14 +1,12 @@
 """Low-rank adapters beside frozen weights."""
 
-import shutil
-import tempfile
-import weakref
+import copy
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tl_nlp.adapters import PeftMethod, refuse_unknown_family
+from tl_nlp.adapters import ADAPTER_WEIGHTS, PeftMethod, refuse_unknown_family
 from tl_nlp.errors import RecipeError
 from tl_nlp.families import FAMILIES, pattern, within_block
 
@@ -19,7 +17,8 @@ class Lora(PeftMethod):
     An update of a frozen matrix W is (alpha / rank) B A, with A of shape (rank, in) and B of shape (out, rank).
     Variants: rslora scales by alpha / sqrt(rank) (Kalajdzievski 2023); dora learns the norm of each of W's rows apart
     (Liu et al. 2024); pissa begins with W's largest singular vectors and takes them out of W (Meng et al. 2024), so it
-    needs W in float32, and it is saved as a plain LoRA of twice the rank, which fits the checkpoint as published.
+    needs W in float32, and it is saved as a plain LoRA of twice the rank, which fits the checkpoint as published. PEFT
+    cannot read the norms that dora needs from int8 weights.
     """
 
     added: ClassVar[str] = ".lora_"
@@ -32,7 +31,8 @@ class Lora(PeftMethod):
 
     @property
     def loads_in(self) -> tuple[str, ...]:
-        return ("float32",) if self.variant == "pissa" else super().loads_in
+        fitting = {"pissa": ("float32",), "dora": ("float32", "bfloat16", "float16", "nf4")}
+        return fitting.get(self.variant, super().loads_in)
 
     def check(self, model: Any, head: list[str]) -> None:
         if self.target_modules is None:
@@ -62,7 +62,7 @@ class Lora(PeftMethod):
         )
         adapted = get_peft_model(model, config)
         if self.variant == "pissa":
-            adapted.pissa_start = _saved_start(adapted)
+            adapted.pissa_start = {name: weight.clone() for name, weight in _lora_weights(adapted).items()}
         return adapted
 
     def _targets(self, model: Any) -> tuple[str, ...]:
@@ -76,23 +76,30 @@ class Lora(PeftMethod):
         )
 
     def save(self, model: Any, folder: Path) -> None:
-        if not hasattr(model, "pissa_start"):
+        if self.variant != "pissa":
             return super().save(model, folder)
-        model.save_pretrained(
-            str(folder), save_embedding_layers=False, path_initial_model_for_weight_conversion=model.pissa_start
-        )
+        import torch
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        # what was learned is B A - B0 A0, a product of rank 2 r
+        tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+        for name, start in model.pissa_start.items():
+            is_a, start = ".lora_A." in name, start.to(tensors[name].device)
+            tensors[name] = torch.cat([tensors[name], start if is_a else -start], 0 if is_a else 1)
+        save_file({name: weight.contiguous() for name, weight in tensors.items()}, folder / ADAPTER_WEIGHTS)
+        config = copy.deepcopy(model.peft_config["default"])
+        config.r, config.lora_alpha = 2 * config.r, 2 * config.lora_alpha
+        config.init_lora_weights, config.inference_mode = True, True
+        config.save_pretrained(str(folder))
+
+
+def _lora_weights(model: Any) -> dict[str, Any]:
+    from peft import get_peft_model_state_dict
+
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: weight for name, weight in weights.items() if ".lora_" in name}
 
 
 def _linear(model: Any) -> list[str]:
     return [name for name, part in model.named_modules() if hasattr(part, "in_features") and hasattr(part, "weight")]
-
-
-def _saved_start(model: Any) -> str:
-    """Where the adapter is kept as it began, which saving subtracts; gone with the model."""
-    folder = tempfile.mkdtemp(prefix="tl_nlp-pissa-")
-    weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)
-    config = model.peft_config["default"]
-    config.init_lora_weights = True  # read back as it is, not computed again
-    model.save_pretrained(folder, save_embedding_layers=False)
-    config.init_lora_weights = "pissa"
-    return folder
