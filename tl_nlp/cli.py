@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(sub, "RECIPE", "a .py file, or a name in ./recipes")
     sub = add("train", _train, "fine-tune a recipe into a new run, or go on with an unfinished run")
     _add_recipe(sub, "RECIPE|RUN", "a recipe (.py file or name), or a run directory")
+    sub = add("find-lr", _find_lr, "try rising learning rates on a throw-away copy, draw the losses and suggest rates")
+    _add_recipe(sub, "RECIPE", "a .py file, or a name in ./recipes")
+    sub.add_argument("--output", type=Path, help="the drawing, a .png file; default: find-lr-RECIPE.png")
     sub = add("evaluate", _evaluate, "score a run on a split of its data or on a file, as JSON")
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--split", default="test", help="default: test")
@@ -127,6 +130,22 @@ def _train(arguments: argparse.Namespace) -> None:
         values = "  ".join(f"{name} {metric['value']:.4g}" for name, metric in scores["metrics"].items())
         print(f"{split}  {scores['rows']} rows  {values}")
     print(run.folder)
+
+
+def _find_lr(arguments: argparse.Namespace) -> None:
+    recipe = load_recipe(arguments.recipe, *arguments.overrides)
+    path = arguments.output or Path(f"find-lr-{recipe.name}.png")
+    if path.suffix != ".png" or not path.absolute().parent.is_dir():
+        raise RecipeError(f"--output {path}: the drawing is a .png file in a folder that is there")
+    from tl_nlp.charts import as_text, write_png
+    from tl_nlp.lr_range import find_lr
+
+    found = find_lr(recipe)
+    write_png(path, found.curves, "learning rate", "loss, smoothed")
+    for curve in found.curves:
+        print(as_text(curve), end="\n\n")
+    print(" ".join(found.overrides()))
+    print(path)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
