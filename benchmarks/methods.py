@@ -154,7 +154,7 @@ def table(name: str, runs: dict[str, list[Run]]) -> str:
         memory = median(run.results()["train"]["peak_rss_mb"] for run in theirs)
         artifact = sum(file.stat().st_size for file in theirs[0].model_dir.glob("*.safetensors")) / 1e6
         lines.append(
-            f"| {variant} | {mean(scores):.3f}{spread} | {size['learning']:,} ({share:.2g} %) | {seconds:.0f} | "
+            f"| {variant} | {mean(scores):.3f}{spread} | {size['learning']:,} ({share:.3g} %) | {seconds:.0f} | "
             f"{memory:.0f} | {artifact:.1f} |"
         )
     return "\n".join(lines)

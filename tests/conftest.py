@@ -92,8 +92,8 @@ def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = _tokenizer(pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     config = T5Config(
         vocab_size=len(tokenizer),
-        d_model=32,
-        d_kv=16,
+        d_model=64,
+        d_kv=32,
         d_ff=64,
         num_layers=2,
         num_heads=2,

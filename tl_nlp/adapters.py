@@ -54,6 +54,18 @@ class PeftMethod(Method):
         return model
 
 
+def saved_modules(model: Any, head: list[str]) -> list[str] | None:
+    """The layers of the head, which PEFT copies, trains and saves whole; layers and not the modules around them, which
+    IA3 cannot merge."""
+    layers = [
+        f"{name}.{inner}".rstrip(".")
+        for name in head
+        for inner, part in model.get_submodule(name).named_modules()
+        if any(True for _ in part.parameters(recurse=False))
+    ]
+    return layers or None
+
+
 def refuse_other_weights(file: Path, saved: set[str], wanted: set[str]) -> None:
     """Raises CheckpointError where an adapter's file does not hold exactly the weights its model has."""
     if saved != wanted:

@@ -30,7 +30,7 @@ def check(recipe: Recipe, folder: Path, tokenizer: Any) -> None:
             "task.max_length",
         )
     recipe.method.check(skeleton, head)
-    _number_format(recipe.checkpoint.load_in, config, head)
+    _number_format(recipe.checkpoint.load_in, skeleton)
     n_blocks = len(blocks([name for name, _ in skeleton.named_parameters()]))
     if training.reinit_blocks > n_blocks:
         raise RecipeError(
@@ -95,10 +95,9 @@ def load_model(recipe: Recipe, folder: Path) -> Any:
     if recipe.training.reinit_blocks:
         for block in blocks([name for name, _ in model.named_parameters()])[-recipe.training.reinit_blocks :]:
             model.get_submodule(block).apply(_drawn_anew(model))
-    model = recipe.method.apply(model, head_modules(model))
     if recipe.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    return recipe.method.apply(model, head_modules(model))
 
 
 def _drawn_anew(model: Any) -> Callable[[Any], None]:
@@ -130,7 +129,7 @@ def load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
             output_loading_info=True,
             # the fused kernel's backward pass is the slower one on a CPU
             attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
-            **_number_format(recipe.checkpoint.load_in, skeleton.config, head),
+            **_number_format(recipe.checkpoint.load_in, skeleton),
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"the weights in {folder} cannot be loaded: {first_line(error)}") from None
@@ -155,11 +154,11 @@ def _as_float32(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     )
 
 
-def _number_format(load_in: str, config: Any, head: list[str]) -> dict[str, Any]:
-    """The arguments of `from_pretrained` that load frozen weights so, the `head` left in full precision."""
+def _number_format(load_in: str, skeleton: Any) -> dict[str, Any]:
+    """The arguments of `from_pretrained` that load frozen weights so, the head left in full precision."""
     import torch
 
-    skip = head or ["lm_head"]
+    config, skip = skeleton.config, head_modules(skeleton) or ["lm_head"]
     own = getattr(config, "quantization_config", None)
     if load_in not in ("int8", "nf4"):
         if own is not None:
@@ -168,10 +167,10 @@ def _number_format(load_in: str, config: Any, head: list[str]) -> dict[str, Any]
             )
         return {"dtype": getattr(torch, load_in)}
     on_gpu = torch.cuda.is_available()
-    if load_in == "nf4" and not on_gpu and config.hidden_size % 64:
-        raise HardwareError(
-            f"nf4 on a CPU needs widths in multiples of 64, and this checkpoint's is {config.hidden_size}"
-        )
+    if load_in == "nf4" and not on_gpu:
+        widths = {part.in_features for name, part in skeleton.named_modules() if _is_quantized(name, part, skip)}
+        if odd := [width for width in sorted(widths) if width % 64]:
+            raise HardwareError(f"nf4 on a CPU needs widths in multiples of 64, and this checkpoint has {odd[0]}")
     options: dict[str, Any] = {"dtype": torch.float32}
     if on_gpu:
         options["device_map"] = {"": torch.cuda.current_device()}
@@ -179,6 +178,10 @@ def _number_format(load_in: str, config: Any, head: list[str]) -> dict[str, Any]
         return {**options, "quantization_config": _quantization(load_in, skip)}
     own["llm_int8_skip_modules"] = sorted({*(own.get("llm_int8_skip_modules") or []), *skip})
     return options
+
+
+def _is_quantized(name: str, part: Any, skip: list[str]) -> bool:
+    return hasattr(part, "in_features") and not in_head(f"{name}.weight", skip)
 
 
 def _quantization(load_in: str, skip: list[str]) -> Any:

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from tl_nlp.adapters import PeftMethod, refuse_unknown_family
+from tl_nlp.adapters import PeftMethod, refuse_unknown_family, saved_modules
 from tl_nlp.families import FAMILIES, pattern
 
 
@@ -21,6 +21,6 @@ class Ia3(PeftMethod):
         config = IA3Config(
             target_modules=pattern((*family.key_value, *family.feedforward_out)),
             feedforward_modules=pattern(family.feedforward_out),
-            modules_to_save=list(head) or None,
+            modules_to_save=saved_modules(model, head),
         )
         return get_peft_model(model, config)

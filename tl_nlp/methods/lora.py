@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from tl_nlp.adapters import ADAPTER_WEIGHTS, PeftMethod, refuse_unknown_family
+from tl_nlp.adapters import ADAPTER_WEIGHTS, PeftMethod, refuse_unknown_family, saved_modules
 from tl_nlp.errors import RecipeError
 from tl_nlp.families import FAMILIES, pattern, within_block
 
@@ -58,7 +58,7 @@ class Lora(PeftMethod):
             use_dora=self.variant == "dora",
             init_lora_weights="pissa" if self.variant == "pissa" else True,
             target_modules=pattern(self._targets(model)),
-            modules_to_save=list(head) or None,
+            modules_to_save=saved_modules(model, head),
         )
         adapted = get_peft_model(model, config)
         if self.variant == "pissa":
