@@ -1,4 +1,4 @@
-"""Checkpoint families: head and LoRA find their parts in each, and what is saved is what was trained."""
+"""Checkpoint families: methods find their places in each, and what is saved is what was trained."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_recipe
+from safetensors.torch import load_file
 
 from tl_nlp import Predictor, evaluate, train
 
@@ -27,6 +28,14 @@ FAMILIES = {
 }  # fmt: skip
 
 
+ADDED = {"lora": ".lora_", "ia3": ".ia3_", "adapter": ".adapter."}
+PLACES = {  # in two blocks; ALBERT has one that is used twice, BART two that read and two that write, with six attentions
+    "lora": {"bert": 4, "albert": 2, "bart": 12, "modernbert": 2},
+    "ia3": {"bert": 6, "albert": 3, "bart": 16, "modernbert": 4},
+    "adapter": {"bert": 4, "albert": 2, "bart": 10},
+}
+
+
 @pytest.fixture(params=FAMILIES)
 def checkpoint(request: pytest.FixtureRequest, tiny_bert: Path, tmp_path: Path) -> Path:
     """A tiny random checkpoint of the family, with the tokenizer of the tiny BERT."""
@@ -45,13 +54,23 @@ def checkpoint(request: pytest.FixtureRequest, tiny_bert: Path, tmp_path: Path) 
     return folder
 
 
-@pytest.mark.parametrize("method", ["head", "lora"])
+@pytest.mark.parametrize("method", ["head", "lora", "ia3", "adapter", "gradual"])
 def test_a_family_trains_and_predicts_what_it_trained(checkpoint: Path, method: str, reviews: Path) -> None:
     task = "summarization" if checkpoint.name == "bart" else "classification"
     if (task, method) == ("summarization", "head"):
         pytest.skip("a BART writes through its embeddings")
-    recipe = tiny_recipe(checkpoint, reviews, task, method=method).override("training.epochs=2")
+    recipe = tiny_recipe(checkpoint, reviews, task)
+    if (task, method) == ("summarization", "gradual"):
+        recipe = recipe.override("training.epochs=2", f"method={method}", "method.head_epochs=0")
+    else:
+        recipe = recipe.override("training.epochs=2", f"method={method}")
+    if method == "adapter":
+        recipe = recipe.override("method.placement=houlsby")
     run = train(recipe)
+    if method in ADDED:
+        (file,) = run.model_dir.glob("*.safetensors")
+        places = {name.rpartition(ADDED[method])[0] for name in load_file(file) if ADDED[method] in name}
+        assert len(places) == PLACES[method].get(checkpoint.name, PLACES[method]["bert"])
     losses = [line["values"]["loss"] for line in run.history() if line["split"] == "train"]
     assert all(loss == loss for loss in losses)
     if task == "classification":
