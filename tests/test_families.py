@@ -29,7 +29,7 @@ FAMILIES = {
 
 
 ADDED = {"lora": ".lora_", "ia3": ".ia3_", "adapter": ".adapter."}
-PLACES = {  # in two blocks; ALBERT has one that is used twice, BART two that read and two that write, with six attentions
+PLACES = {  # in two blocks; ALBERT uses one twice, BART has two that read and two that write, with six attentions
     "lora": {"bert": 4, "albert": 2, "bart": 12, "modernbert": 2},
     "ia3": {"bert": 6, "albert": 3, "bart": 16, "modernbert": 4},
     "adapter": {"bert": 4, "albert": 2, "bart": 10},

@@ -53,6 +53,8 @@ def test_a_recipe_runs(
                 folder / f"{split}.jsonl", [{"text": row["text"], "summary": "the film"} for row in review_rows(30)]
             )
         words += [f"data.name={folder}", f"checkpoint={tiny_t5}", "task.max_length=64", "task.max_new_tokens=8"]
+    if path.stem == "sentiment_two_stages":
+        words[0:1] = ["training.epochs=2", "method.head_epochs=1"]
     if path.stem == "summary_highlights":
         words += ["data.rows=3"]
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

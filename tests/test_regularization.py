@@ -116,7 +116,7 @@ def test_l2_sp_holds_the_weights_near_the_pretrained_ones(reviews: Path, tiny_be
 
 
 def test_an_ema_is_the_mean_it_says(reviews: Path, tiny_bert: Path) -> None:
-    """One step from w to v: an average of decay d that begins at v stays there; over two steps it is d v1 + (1 - d) v2."""
+    """It begins with the weights after the first step; after the second it is d v1 + (1 - d) v2."""
     recipe = tiny_recipe(tiny_bert, reviews).override("training.schedule=constant", "training.warmup=0")
     one, two = (artifact(train(recipe.override(f"training.epochs={n / 6}"))) for n in (1, 2))
     mean = artifact(train(recipe.override(f"training.epochs={2 / 6}", "training.ema=0.75")))

@@ -10,7 +10,6 @@ from tl_nlp.errors import CheckpointError, RecipeError
 from tl_nlp.families import FAMILIES, in_head
 from tl_nlp.recipe import Method
 
-
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """The name that PEFT gives to an adapter's weights."""
 
