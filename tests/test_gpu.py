@@ -19,7 +19,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("load_in", ["int8", "nf4"])
-@pytest.mark.parametrize("method", ["head", "lora"])
+@pytest.mark.parametrize("method", ["head", "lora", "ia3", "adapter"])
 def test_quantized_weights_load_and_train_on_the_gpu(method: str, load_in: str, tiny_bert: Path, reviews: Path) -> None:
     run = train(tiny_recipe(tiny_bert, reviews, method=method).override(f"checkpoint.load_in={load_in}"))
     predictor = Predictor.load(run)
@@ -40,6 +40,30 @@ def test_bfloat16_is_what_auto_takes_where_the_gpu_has_it(tiny_bert: Path, revie
     )
     assert all(torch.equal(auto[name], half[name]) for name in auto)
     assert any(not torch.equal(auto[name], full[name]) for name in auto)
+
+
+def test_the_largest_pass_fits_on_the_gpu(tiny_bert: Path, reviews: Path) -> None:
+    run = train(tiny_recipe(tiny_bert, reviews).override("training.device_batch_size=auto"))
+    assert run.environment()["model"]["device_batch_size"] == 16
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        ["training.l2_sp=0.1", "training.mixout=0.3", "training.ema=0.9"],
+        ["training.class_weights=balanced", "training.logit_adjustment=1", "training.augmentation.mixup=0.4"],
+        [
+            "training.r_drop=1",
+            "training.dropout=0.1",
+            "training.average_last=2",
+            "training.gradient_checkpointing=true",
+        ],
+        ["method=gradual", "training.augmentation.word_replacement=0.2", "training.augmentation.token_cutoff=0.2"],
+    ],
+)
+def test_what_acts_on_weights_and_losses_acts_on_the_gpu(choices: list[str], tiny_bert: Path, reviews: Path) -> None:
+    run = train(tiny_recipe(tiny_bert, reviews).override("training.epochs=2", *choices))
+    assert all(line["values"]["loss"] > 0 for line in run.history() if line["split"] == "train")
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU or none here")

@@ -155,6 +155,8 @@ def test_one_cycle_rises_falls_and_takes_the_momentum_the_other_way() -> None:
 @pytest.mark.parametrize(
     "choices",
     [
+        ["training.schedule=linear"],
+        ["training.schedule=constant"],
         ["training.schedule=one_cycle"],
         ["training.schedule=cosine", "training.head_lr=1e-2", "training.layer_decay=0.5"],
         ["method.head_epochs=1"],

@@ -98,7 +98,7 @@ class Steps:
         if self._order[0] != epoch:
             self._order = epoch, epoch_order(self.lengths, self.training.batch_size, self.training.seed, epoch)
         rows = self._order[1][place]
-        self._unfreeze(step)
+        self.unfreeze(step)
         rates = self._set_rates(step, rates)
         torch.manual_seed(_mix(self.training.seed, step, self.accelerator.process_index))
         with self.anchor.mixing(_mix(self.training.seed, step, "mixout")):
@@ -115,7 +115,7 @@ class Steps:
         n_learning = sum(weight.numel() for weight in self.weights.by_name.values() if weight.requires_grad)
         return Taken(loss, norm, len(rows), n_learning, rates)
 
-    def _unfreeze(self, step: int) -> None:
+    def unfreeze(self, step: int) -> None:
         """Lets learn what the method says for this step.
 
         Dropout acts, but not in a backbone of which nothing learns: its states are features, cached or not.

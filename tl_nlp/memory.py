@@ -49,6 +49,7 @@ def largest_pass(steps: Steps) -> int:
     The bytes that autograd keeps are counted for one row and for two, which gives those of each sequence. On a GPU the
     answer is then tried, and halved while it does not fit.
     """
+    steps.unfreeze(steps.plan.steps - 1)  # when most learns
     most = max(len(windows) for windows in steps.lengths) * steps.training.batch_size
     longest = sorted(range(len(steps.lengths)), key=lambda row: -max(steps.lengths[row]))
     few, more = ([*longest[:1]], [*longest[:2]])
