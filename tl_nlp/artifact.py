@@ -71,27 +71,33 @@ def _is_on_hub(checkpoint: str) -> bool:
 
 def _readme(recipe: Recipe, head: list[str]) -> str:
     """What the artifact is, and the lines that load it, to be run in its folder."""
-    auto_class = HEADS[recipe.task.head](**recipe.task.head_settings()).auto_class
-    base = recipe.checkpoint.name if _is_on_hub(recipe.checkpoint.name) else "CHECKPOINT"
-    note = f" Below, CHECKPOINT is the folder of {recipe.checkpoint.name}." if base == "CHECKPOINT" else ""
-    code = [f"from transformers import {auto_class}, AutoTokenizer", ""]
-    if recipe.method.opens_with == "tl_nlp":
-        note, code = " It needs tl_nlp, which finds the checkpoint itself.", ["from tl_nlp import Predictor", ""]
-        code += ['predictor = Predictor.load(".")']
-    elif recipe.method.opens_with == "peft":
-        classes = f"{auto_class}, AutoTokenizer"
-        if recipe.checkpoint.load_in in ("int8", "nf4"):
-            classes += ", BitsAndBytesConfig"
-        code[0] = f"from peft import PeftModel\nfrom transformers import {classes}"
-        code += [f"model = {auto_class}.from_pretrained({', '.join([repr(base), *_base_options(recipe, head)])})"]
-        code += ['model = PeftModel.from_pretrained(model, ".")', 'tokenizer = AutoTokenizer.from_pretrained(".")']
-    else:
-        note = ""
-        code += [f'model = {auto_class}.from_pretrained(".")', 'tokenizer = AutoTokenizer.from_pretrained(".")']
-    lines = "\n".join(code)
+    lines = _loading(recipe, head)
+    note = ""
+    if "CHECKPOINT" in lines:
+        name = recipe.checkpoint.name
+        note = f" CHECKPOINT is the folder of {name if name.startswith('package:') else 'what it was trained on'}."
+    elif recipe.method.opens_with == "tl_nlp":
+        note = " It needs tl_nlp, which finds the checkpoint itself."
     return (
         f"# {recipe.name}\n\n{recipe.task.kind} by method {recipe.method.kind}, made with tl_nlp.{note}\n\n"
         f"```python\n{lines}\n```\n"
+    )
+
+
+def _loading(recipe: Recipe, head: list[str]) -> str:
+    auto_class = HEADS[recipe.task.head](**recipe.task.head_settings()).auto_class
+    tokenizer = 'tokenizer = AutoTokenizer.from_pretrained(".")'
+    if recipe.method.opens_with == "tl_nlp":
+        return 'from tl_nlp import Predictor\n\npredictor = Predictor.load(".")'
+    if recipe.method.opens_with == "transformers":
+        model = f'model = {auto_class}.from_pretrained(".")'
+        return f"from transformers import {auto_class}, AutoTokenizer\n\n{model}\n{tokenizer}"
+    base = recipe.checkpoint.name if _is_on_hub(recipe.checkpoint.name) else "CHECKPOINT"
+    model = f"model = {auto_class}.from_pretrained({', '.join([repr(base), *_base_options(recipe, head)])})"
+    more = ", BitsAndBytesConfig" if "BitsAndBytesConfig" in model else ""
+    return (
+        f"from peft import PeftModel\nfrom transformers import {auto_class}, AutoTokenizer{more}\n\n{model}\n"
+        f'model = PeftModel.from_pretrained(model, ".")\n{tokenizer}'
     )
 
 

@@ -1,13 +1,7 @@
-"""The one training loop. Knows weights, steps and seeds; no text and no task.
-
-What a step computes depends on the recipe alone: gradients are sums over the rows of the step, divided once by what all
-processes counted, so `device_batch_size`, padding and the number of processes change nothing but speed. All chance is
-drawn from (seed, epoch) or (seed, step), so that a resumed training goes on as if it had never stopped.
-"""
+"""The one training loop: when to step, evaluate, keep and stop. Knows no text and no task."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import signal
 import sys
@@ -18,22 +12,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm import tqdm
 
 from tl_nlp import checkpoints
-from tl_nlp.batches import Encoded, collate, epoch_order, passes
-from tl_nlp.errors import Interrupted, RecipeError, RunError
-from tl_nlp.families import backbone, head_modules
-from tl_nlp.hardware import autocast
-from tl_nlp.heads import Batch, Head, Objective
+from tl_nlp.errors import Interrupted
 from tl_nlp.run import Run
-from tl_nlp.schedule import Plan, Rates
+from tl_nlp.schedule import Plan
+from tl_nlp.steps import Steps, Taken, freeze
 from tl_nlp.types import Metrics
-from tl_nlp.weights import Anchor, Average, Weights, optimizer_of
+from tl_nlp.weights import Average
 
 
 @dataclass
@@ -47,163 +36,6 @@ class Progress:
     seconds: float = 0.0  # in training steps, over all sessions
     rows: int = 0  # seen in these seconds
     stopped_early: bool = False
-
-
-@dataclass
-class Taken:
-    """What one step was: the mean loss, the norm of its gradient before clipping, rows, numbers that learn, rates."""
-
-    loss: float
-    norm: float
-    n_rows: int
-    n_learning: int
-    rates: Rates
-
-
-class Steps:
-    """Takes one optimization step after another. Knows no evaluation and no file.
-
-    `examples(epoch)` gives the encoded rows of an epoch, of whose windows `lengths` are the tokens.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        head: Head,
-        objective: Objective,
-        plan: Plan,
-        examples: Callable[[int], Encoded],
-        lengths: list[list[int]],
-        accelerator: Accelerator,
-        pad_id: int,
-    ):
-        self.model, self.head, self.plan, self.pad_id = model, head, plan, pad_id
-        self.examples, self.lengths, self.accelerator = examples, lengths, accelerator
-        self.recipe, self.training, self.device = plan.recipe, plan.recipe.training, accelerator.device
-        self.objective = objective.to(self.device)
-        self.weights = Weights.of(model, plan)
-        self.optimizer = optimizer_of(self.weights, self.training)
-        self.anchor = Anchor(self.weights, self.training)
-        self.device_batch_size: int = 1
-        if isinstance(self.training.device_batch_size, int):
-            self.device_batch_size = self.training.device_batch_size
-        self._all_names = [name for name, weight in model.named_parameters() if weight.is_floating_point()]
-        self._head_modules = head_modules(model)
-        self._order: tuple[int, list[list[int]]] = (-1, [])
-        self._learning: set[str] | None = None
-
-    def take(self, step: int, rates: Rates | None = None) -> Taken:
-        """One step, at the plan's rates or at others. Raises RunError where loss or gradient is no number."""
-        epoch, place = divmod(step, self.plan.steps_per_epoch)
-        if self._order[0] != epoch:
-            self._order = epoch, epoch_order(self.lengths, self.training.batch_size, self.training.seed, epoch)
-        rows = self._order[1][place]
-        self.unfreeze(step)
-        rates = self._set_rates(step, rates)
-        torch.manual_seed(_mix(self.training.seed, step, self.accelerator.process_index))
-        with self.anchor.mixing(_mix(self.training.seed, step, "mixout")):
-            total, count = self._backward(step, rows)
-        norm = self._clip(count)
-        loss = total / count
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise RunError(
-                f"step {step + 1}: the loss is {loss} and the gradient's norm {norm}; the last checkpoint "
-                "is kept; a lower training.lr, or training.precision=float32, mends most such runs"
-            )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        n_learning = sum(weight.numel() for weight in self.weights.by_name.values() if weight.requires_grad)
-        return Taken(loss, norm, len(rows), n_learning, rates)
-
-    def unfreeze(self, step: int) -> None:
-        """Lets learn what the method says for this step.
-
-        Dropout acts, but not in a backbone of which nothing learns: its states are features, cached or not.
-        """
-        learning = self.plan.learning(self._all_names, self._head_modules, step)
-        if learning != self._learning:
-            freeze(self.model)
-            for name, weight in self.weights.by_name.items():
-                weight.requires_grad_(name in learning)
-            self._learning = learning
-        self.model.train()
-        if learning <= self.weights.in_head:
-            backbone(self.model).eval()
-
-    def _set_rates(self, step: int, rates: Rates | None) -> Rates:
-        """Gives every group its share of the backbone's or the head's rate; by default those of the plan."""
-        rates = rates or self.plan.rates(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["share"] * (rates.head if group["is_head"] else rates.backbone)
-            group["betas"] = (self.plan.momentum(step), group["betas"][1])
-        return rates
-
-    def _backward(self, step: int, rows: list[int]) -> tuple[float, float]:
-        """Adds the gradient of the summed loss of this process's rows; returns sum and count over all processes."""
-        by_length = sorted(rows, key=lambda index: -max(self.lengths[index]))
-        here = by_length[self.accelerator.process_index :: self.accelerator.num_processes]
-        sums = torch.zeros(2, device=self.device)
-        for number, pass_rows in enumerate(passes(here, self.lengths, self.device_batch_size)):
-            if self.training.augmentation.mixup and (number or self.accelerator.num_processes > 1):
-                raise RecipeError(
-                    "mixes the rows of a step, which must be in one pass of one process; "
-                    "a higher training.device_batch_size, or a lower training.batch_size, makes it one",
-                    "training.augmentation.mixup",
-                )
-            loss, count = self.loss(step, pass_rows)
-            loss.backward()
-            sums += torch.stack([loss.detach(), count.to(loss)])
-        total, count = self.accelerator.reduce(sums, "sum").tolist()
-        return total, count
-
-    def loss(self, step: int, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """The sum of the loss over what it counts in these rows, and that count."""
-        epoch = step // self.plan.steps_per_epoch
-        batch = collate(self.examples(epoch)[rows], self.pad_id, self.device)
-        with autocast(self.training.precision, self.device):
-            logits = self.head.logits(self.model, batch)
-            loss, count = self._of_logits(logits, batch, step)
-            if self.training.r_drop:
-                again = self.head.logits(self.model, batch)
-                loss = (loss + self._of_logits(again, batch, step)[0]) / 2
-                loss = loss + self.training.r_drop / 2 * self.head.divergence(logits, again, batch)
-        return loss, count
-
-    def _of_logits(self, logits: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
-        """The loss of logits; under mixup that of shares of two rows (Zhang et al. 2018).
-
-        The heads' last layer is linear, so sharing logits is sharing the states it reads.
-        """
-        alpha = self.training.augmentation.mixup
-        if not alpha:
-            return self.head.loss(logits, batch, self.objective)
-        draw = np.random.default_rng(_mix(self.training.seed, step, "mixup"))
-        share = float(draw.beta(alpha, alpha))
-        partner = torch.as_tensor(draw.permutation(len(logits)), device=logits.device)
-        mixed = share * logits + (1 - share) * logits[partner]
-        one, count = self.head.loss(mixed, batch, self.objective)
-        other, others = self.head.loss(mixed, {**batch, "labels": batch["labels"][partner]}, self.objective)
-        return share * one + (1 - share) * other, share * count + (1 - share) * others
-
-    def _clip(self, count: float) -> float:
-        """Makes gradients the mean over what all processes counted, pulls, then clips; returns their norm before."""
-        learning = [weight for weight in self.weights.by_name.values() if weight.requires_grad]
-        if self.accelerator.num_processes > 1:
-            for weight in learning:  # a process without rows in this step, or whose rows do not reach the weight
-                if weight.grad is None:
-                    weight.grad = torch.zeros_like(weight)
-            flat = torch.cat([weight.grad.flatten() for weight in learning if weight.grad is not None])
-            summed = self.accelerator.reduce(flat, "sum").split([weight.numel() for weight in learning])
-            for weight, gradient in zip(learning, summed, strict=True):
-                weight.grad = gradient.view_as(weight)
-        gradients = [weight.grad for weight in learning if weight.grad is not None]
-        torch._foreach_mul_(gradients, 1 / count)
-        self.anchor.pull()
-        norm = torch.nn.utils.get_total_norm(gradients)
-        max_norm = self.training.max_grad_norm
-        if max_norm is not None and norm.isfinite() and norm > max_norm:
-            torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).item())
-        return float(norm)
 
 
 def fit(steps: Steps, validate: Callable[[], Metrics], main_metric: str, run: Run) -> Progress:
@@ -266,17 +98,6 @@ def fit(steps: Steps, validate: Callable[[], Metrics], main_metric: str, run: Ru
         weights.load(mean)
     freeze(steps.model)
     return progress
-
-
-def freeze(model: Any) -> None:
-    """No weight learns."""
-    for weight in model.parameters():
-        weight.requires_grad_(False)
-
-
-def _mix(*values: int | str) -> int:
-    """One seed out of several values."""
-    return int.from_bytes(hashlib.sha256(repr(values).encode()).digest()[:7], "big")
 
 
 def _report(run: Run, progress: Progress, plan: Plan, taken: Taken, losses: list[float]) -> None:

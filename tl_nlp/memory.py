@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tl_nlp.hardware import free_bytes
-from tl_nlp.loop import Steps
+from tl_nlp.steps import Steps
 
 _SHARE = 0.5  # of the free memory that one pass may keep; the rest is for what passes need for a moment
 

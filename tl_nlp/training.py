@@ -25,7 +25,7 @@ from tl_nlp.errors import RunError
 from tl_nlp.evaluation import score, write_predictions
 from tl_nlp.hardware import peak_rss_mb
 from tl_nlp.heads import Objective
-from tl_nlp.loop import Progress, Steps, fit
+from tl_nlp.loop import Progress, fit
 from tl_nlp.model import check, load_model, placed
 from tl_nlp.prediction import Predictor
 from tl_nlp.pretrained import load_tokenizer
@@ -33,6 +33,7 @@ from tl_nlp.recipe import Recipe
 from tl_nlp.rows import columns_of, fingerprint
 from tl_nlp.run import Run
 from tl_nlp.schedule import Plan
+from tl_nlp.steps import Steps
 from tl_nlp.types import COLUMNS, Metrics
 
 if TYPE_CHECKING:
