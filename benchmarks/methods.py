@@ -32,13 +32,13 @@ SIZES = {"reviews": (200, 67, 1000), "emotion": (200, 66, 250), "answers": (300,
 COMMON = {
     "reviews": ["training.epochs=5"],
     "emotion": ["training.epochs=3"],
-    "answers": ["training.epochs=10", "training.lr=2e-4"],
+    "answers": ["training.epochs=6", "training.lr=2e-4"],
 }
 TWO_STAGES = ["method.head_epochs=1", "training.head_lr=1e-3"]
 VARIANTS = {
     "full": ["method=full"],
+    "full, checkpoint pooling": ["method=full", "task.pooling=checkpoint"],
     "full, two stages": ["method=full", *TWO_STAGES],
-    "full, two stages, R-Drop": ["method=full", *TWO_STAGES, "training.r_drop=1"],
     "head": ["method=head", "training.lr=1e-2"],
     "top_layers": ["method=top_layers", "training.head_lr=1e-3"],
     "gradual, layer_decay": ["method=gradual", "training.head_lr=1e-3", "training.layer_decay=0.9"],
@@ -49,9 +49,7 @@ VARIANTS = {
 }
 ON_REVIEWS = {
     "full, embeddings frozen": ["method=full", "method.embeddings=false"],
-    "full, two stages, EMA": ["method=full", *TWO_STAGES, "training.ema=0.97"],
-    "full, two stages, mixout": ["method=full", *TWO_STAGES, "training.mixout=0.3"],
-    "lora, all layers": ["method=lora", "method.target_modules=all", "training.lr=5e-4"],
+    "full, two stages, R-Drop": ["method=full", *TWO_STAGES, "training.r_drop=1"],
     "lora, dora": ["method=lora", "method.variant=dora", "training.lr=1e-3"],
     "lora, pissa": ["method=lora", "method.variant=pissa", "training.lr=5e-4"],
     "lora, int8": ["method=lora", "training.lr=1e-3", "checkpoint.load_in=int8"],
