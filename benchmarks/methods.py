@@ -37,6 +37,7 @@ COMMON = {
 TWO_STAGES = ["method.head_epochs=1", "training.head_lr=1e-3"]
 VARIANTS = {
     "full": ["method=full"],
+    "full, faster head": ["method=full", "training.head_lr=1e-3"],
     "full, checkpoint pooling": ["method=full", "task.pooling=checkpoint"],
     "full, two stages": ["method=full", *TWO_STAGES],
     "head": ["method=head", "training.lr=1e-2"],
@@ -133,6 +134,8 @@ def finished(recipe: Recipe, folder: Path) -> Run:
     """The finished run of a recipe: read, gone on with, or trained now, in a process of its own."""
     runs = folder / "runs"
     before = sorted((runs / recipe.name).glob("*/recipe.json"))
+    if before and not same(Run(before[-1].parent).recipe(), recipe):
+        sys.exit(f"{before[-1].parent} was made with other choices; remove it to measure {recipe.name} anew")
     if not before or not Run(before[-1].parent).is_finished:
         target = str(before[-1].parent) if before else str(folder / f"{recipe.name}.py")
         if not before:
@@ -146,6 +149,11 @@ def finished(recipe: Recipe, folder: Path) -> Run:
             sys.exit(f"{recipe.name}: {done.stderr.splitlines()[-1]}")
         before = sorted((runs / recipe.name).glob("*/recipe.json"))
     return Run(before[-1].parent)
+
+
+def same(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes are equal but for what the data tells (labels)."""
+    return one.model_copy(update={"task": other.task}) == other
 
 
 def table(name: str, runs: dict[str, list[Run]]) -> str:

@@ -39,7 +39,7 @@ CASES = dict(
     [
         _training("epochs", 2),
         _training("batch_size", 8),
-        _training("device_batch_size", 4, seen="environment"),
+        _training("device_batch_size", 4, seen="passes through a block"),
         _training("lr", 3e-4),
         _training("head_lr", 1e-2),
         _training("first_lr", 1e-2, "method.head_epochs=0.5"),
@@ -117,7 +117,6 @@ def looked_at(run: Run, counts: dict[str, int]) -> dict[str, Any]:
     validations = [line["step"] for line in run.history() if line["split"] == "validation"]
     return {
         "weights": {name: tensor.tolist() for name, tensor in load_file(file).items()},
-        "environment": run.environment()["model"],
         "validations": validations,
         "averages": sorted(load_file(run.checkpoint_dir(run.checkpoint_steps()[-1]) / "averages.safetensors")),
         **counts,

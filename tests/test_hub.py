@@ -112,6 +112,11 @@ def test_a_hub_checkpoint_is_fetched_at_its_revision_and_then_cached(
         "HF_ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf"),
     }  # fmt: skip
 
+    unfit = tiny_recipe(Path("team/tiny"), reviews).override("method=top_layers", "method.n_blocks=9")
+    refused = tl_nlp("train", str(recipe_file(unfit, tmp_path)), **{**environment, "HF_HOME": str(tmp_path / "other")})
+    assert refused.returncode == 2 and "the checkpoint has 2 blocks, not 9" in refused.stderr
+    assert "config.json" in hub.asked and "model.safetensors" not in hub.asked
+
     def located(*checkpoints: tuple[str, str | None]) -> list[str]:
         done = subprocess.run(
             [sys.executable, "-c", LOCATE, json.dumps(checkpoints)],

@@ -53,7 +53,7 @@ def test_what_does_not_learn_has_no_rate(
     checkpoint = tiny_t5 if task == "summarization" else tiny_bert
     found = find_lr(tiny_recipe(checkpoint, reviews, task, method=method), n_steps=12)
     assert [curve.name for curve in found.curves] == names
-    assert {word.split("=")[0] for word in found.overrides()} == keys
+    assert {word.split("=")[0] for word in found.overrides} == keys
 
 
 def test_a_drawing_that_cannot_be_written_is_refused_first(

@@ -1,5 +1,6 @@
 """Methods: what learns when, at which rate, and what is refused; and that a cut-off training goes on exactly."""
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import torch
 from conftest import review_rows, tiny_recipe, write_jsonl
 from safetensors.torch import load_file
 
-from tl_nlp import Recipe, Run, train
+from tl_nlp import Run, train
 from tl_nlp.components import find_kind, kinds
 from tl_nlp.errors import Interrupted, RecipeError
 from tl_nlp.families import blocks, depths
+from tl_nlp.recipe import Method
 from tl_nlp.schedule import Plan
 
 STEPS = 6  # of an epoch of the 84 training rows of `reviews` in batches of 16
@@ -113,9 +115,11 @@ def test_two_stages_have_rates_of_their_own(reviews: Path, tiny_bert: Path) -> N
     lines = [line["values"] for line in train(recipe).history() if line["split"] == "train"]
     assert [(line["lr"], line["head_lr"]) for line in lines[:STEPS]] == [(0.0, 1e-3)] * STEPS
     assert [line["lr"] for line in lines[STEPS:]] == pytest.approx([1e-4 / 3, 2e-4 / 3, 1e-4, 1e-4, 2e-4 / 3, 1e-4 / 3])
-    first = train(recipe.override("training.epochs=1.01", "training.first_lr=1e-2"))
+    first = train(recipe.override("training.first_lr=1e-2", "training.epochs=1.2"))
     assert first.history()[0]["values"]["head_lr"] == 1e-2
-    assert changed_blocks(train(recipe.override("training.epochs=1.01")), tiny_bert) == set()
+    assert first.history()[-1]["step"] == STEPS + 1
+    with pytest.raises(RecipeError, match="the head would learn alone in 6 of 6 steps"):
+        train(recipe.override("training.epochs=1.05"))
 
 
 def test_layer_decay_gives_each_block_its_share(reviews: Path, tiny_bert: Path) -> None:
@@ -165,7 +169,8 @@ def test_one_cycle_rises_falls_and_takes_the_momentum_the_other_way() -> None:
         ["method=lora", "method.variant=pissa", "method.head_epochs=0.5"],
         ["method=adapter", "training.ema=0.9"],
         ["training.average_last=2", "training.eval_every=0.5"],
-        ["training.l2_sp=0.1", "training.mixout=0.3", "training.reinit_blocks=1"],
+        ["training.l2_sp=0.1", "training.mixout=0.3"],
+        ["training.reinit_blocks=1", "training.patience=3", "training.eval_every=0.5"],
         ["training.r_drop=1", "training.augmentation.mixup=0.4", "training.class_weights=balanced"],
         ["training.augmentation.word_dropout=0.2", "training.augmentation.word_replacement=0.2"],
         ["training.augmentation.token_cutoff=0.2", "training.gradient_checkpointing=true"],
@@ -221,7 +226,10 @@ def test_a_training_cut_off_in_the_middle_goes_on_exactly(
         ("method=head training.layer_decay=0.9", "training.layer_decay: method head moves no block"),
         ("method=head training.gradient_checkpointing=true", "training.gradient_checkpointing: nothing is kept"),
         ("training.r_drop=1", "training.r_drop: compares dropouts, and training.dropout=0"),
-        ("training.ema=0.9 training.average_last=2", "training.average_last: training.ema is an average already"),
+        (
+            "training.ema=0.9 training.average_last=2 training.epochs=2",
+            "training.average_last: training.ema is an average already",
+        ),
         ("training.augmentation.mixup=1 training.device_batch_size=4", "augmentation.mixup: mixes the rows of a step"),
         (
             "task=grading training.focal_gamma=2",
@@ -229,6 +237,14 @@ def test_a_training_cut_off_in_the_middle_goes_on_exactly(
         ),
         ("task=highlights training.augmentation.word_swap=0.1", "augmentation.word_swap: is for classification"),
         ("training.ema=1", "training.ema: '1' does not fit"),
+        ("training.average_last=3", "training.average_last: there are fewer evaluations: training.epochs=1"),
+        ("training.patience=1", "training.patience: so many evaluations without a better one cannot be"),
+        (
+            "training.reinit_blocks=1 training.mixout=0.1",
+            "training.reinit_blocks: what is drawn anew has no pretrained",
+        ),
+        ("task=summarization method=prefix training.gradient_checkpointing=true", "does not go with method prefix"),
+        ("training.class_weights={}", "training.class_weights"),
         ("training.augmentation.word_dropout=2", "training.augmentation.word_dropout: '2' does not fit"),
         ("training.device_batch_size=most", "training.device_batch_size"),
         ("method=lora method.variant=qlora", "method.variant: 'qlora' does not fit: input should be 'lora', 'rslora'"),
@@ -245,6 +261,10 @@ def test_what_does_not_go_together_is_refused_before_anything_is_loaded(choices:
     ("choices", "message"),
     [
         (["method=top_layers", "method.n_blocks=9"], "method.n_blocks: the checkpoint has 2 blocks, not 9"),
+        (
+            ["method=top_layers", "method.n_blocks=1", "training.reinit_blocks=2"],
+            "training.reinit_blocks: blocks drawn anew must learn, and under method top_layers not all 2 do",
+        ),
         (["training.reinit_blocks=3"], "training.reinit_blocks: the checkpoint has 2 blocks, not 3"),
         (
             ["method=lora", 'method.target_modules=["nosuch"]'],
@@ -284,13 +304,53 @@ def test_an_unknown_family_is_refused(
     assert train(recipe.override("method=lora", "method.target_modules=all")).is_finished
 
 
-def test_mixup_of_rows_that_do_not_fit_in_one_pass_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_family_of_unknown_blocks_is_refused_what_acts_on_them(
+    reviews: Path, tiny_bert: Path, tmp_path: Path, own_runs: Path
+) -> None:
+    from transformers import AutoTokenizer, FlaubertConfig, FlaubertModel
+
+    folder = tmp_path / "flaubert"
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
+    FlaubertModel(FlaubertConfig(vocab_size=200, emb_dim=64, n_layers=2, n_heads=2)).save_pretrained(folder)
+    recipe = tiny_recipe(folder, reviews)
+    for choices, key in {
+        "method=gradual": "method: the blocks of the family 'flaubert' are not known by name",
+        "training.layer_decay=0.9": "training.layer_decay: the blocks of the family",
+        "training.mixout=0.1": "training.mixout: the blocks of the family",
+        "method=top_layers": "method.n_blocks: the checkpoint has 0 blocks",
+        "method=lora method.target_modules=all": "method.target_modules: 'all' is no linear layer in this checkpoint's",
+    }.items():
+        with pytest.raises(RecipeError) as caught:
+            train(recipe.override(*choices.split()))
+        assert key in str(caught.value)
+    assert not own_runs.exists()
+
+
+def test_a_layer_decay_over_one_block_is_refused(reviews: Path, tiny_bert: Path) -> None:
+    recipe = tiny_recipe(tiny_bert, reviews).override("method=top_layers", "method.n_blocks=1")
+    with pytest.raises(RecipeError, match="layer_decay: all that learns below the head is in one block"):
+        train(recipe.override("training.layer_decay=0.5"))
+
+
+def test_patience_waits_for_the_second_stage(reviews: Path, tiny_bert: Path) -> None:
+    recipe = tiny_recipe(tiny_bert, reviews).override(
+        "training.epochs=6", "method.head_epochs=3", "training.first_lr=1e-9", "training.lr=1e-9", "training.patience=2"
+    )
+    validations = [line["epoch"] for line in train(recipe).history() if line["split"] == "validation"]
+    assert validations == [1, 2, 3, 4, 5]
+
+
+def test_mixup_of_rows_that_do_not_fit_in_one_pass_is_refused(tiny_bert: Path, tmp_path: Path, own_runs: Path) -> None:
     rows = [{**row, "text": " ".join([row["text"]] * 6)} for row in review_rows(60)]  # several windows each
     recipe = tiny_recipe(tiny_bert, write_jsonl(tmp_path / "rows.jsonl", rows))
     recipe = recipe.override("training.augmentation.mixup=0.5", "task.max_length=16")
-    with pytest.raises(RecipeError, match=r"training\.augmentation\.mixup: mixes the rows of a step"):
+    with pytest.raises(
+        RecipeError, match=r"mixes the rows of a step, which may have \d+ windows, and a pass has 16"
+    ) as e:
         train(recipe)
-    assert train(recipe.override("training.device_batch_size=256")).is_finished
+    assert not own_runs.exists()
+    (needed,) = re.findall(r"training\.device_batch_size=\d+", str(e.value))
+    assert train(recipe.override(needed)).is_finished
 
 
 def test_depths_count_from_the_embeddings_to_the_head() -> None:
@@ -311,5 +371,5 @@ def test_depths_count_from_the_embeddings_to_the_head() -> None:
 def test_every_method_has_a_docstring_and_defaults() -> None:
     for kind in kinds("methods"):
         method = find_kind("methods", kind)
-        assert method.__doc__ and Recipe.model_fields
+        assert method.__doc__ != Method.__doc__
         assert method().kind == kind

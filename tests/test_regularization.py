@@ -7,18 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import MINILM, review_rows, tiny_recipe, write_jsonl
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from tl_nlp import Run, train
+from tl_nlp import Recipe, Run, train
 from tl_nlp.artifact import locate
 from tl_nlp.augmentation import Augmented, neighbours
+from tl_nlp.batches import collate
+from tl_nlp.errors import RecipeError
 from tl_nlp.heads import HEADS, Objective
 from tl_nlp.model import load_model
 from tl_nlp.pretrained import load_tokenizer
 from tl_nlp.recipe import Augmentation, Training
-from tl_nlp.training import _encode
+from tl_nlp.steps import Steps, _mix
+from tl_nlp.training import _encode, prepare, steps_of
 
 
 def artifact(run: Run) -> dict[str, torch.Tensor]:
@@ -42,6 +46,9 @@ def test_the_losses_of_one_label_are_as_published() -> None:
     assert loss() == pytest.approx(float(-p.log().sum()))
     assert loss(focal_gamma=2.0) == pytest.approx(float(-((1 - p) ** 2 * p.log()).sum()))
     smooth = 0.9 * -p.log() - 0.1 * logits.log_softmax(-1).mean(-1)
+    sure = torch.tensor([[40.0, 0.0]], requires_grad=True)
+    head.loss(sure, {"labels": torch.tensor([0]), "n_rows": torch.tensor(1)}, Objective(focal_gamma=0.5))[0].backward()
+    assert sure.grad.isfinite().all()
     assert loss(label_smoothing=0.1) == pytest.approx(float(smooth.sum()))
     weights = torch.tensor([1.0, 2.0, 5.0])
     assert loss(weights=weights) == pytest.approx(float((weights[labels] * -p.log()).sum()))
@@ -107,6 +114,73 @@ def distance(run: Run, checkpoint: Path) -> float:
         for name, tensor in before.items()
         if "pooler" not in name
     )
+
+
+def made(recipe: Recipe) -> Steps:
+    steps, _ = steps_of(prepare(recipe), Accelerator())
+    steps.unfreeze(0)
+    return steps
+
+
+def test_mixout_mixes_weights_and_gradients(tiny_bert: Path, reviews: Path) -> None:
+    steps = made(tiny_recipe(tiny_bert, reviews).override("training.mixout=0.25"))
+    name = "bert.encoder.layer.0.output.dense.weight"
+    weight, start = steps.weights.by_name[name], steps.anchor.start[name]
+    with torch.no_grad():
+        weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    own = weight.detach().clone()
+    with steps.anchor.mixing(seed=5):
+        mixed = weight.detach().clone()
+        (weight * 2).sum().backward()
+    assert torch.equal(weight.detach(), own)
+    put_back = mixed == start
+    assert float(put_back.float().mean()) == pytest.approx(0.25, abs=0.03)
+    torch.testing.assert_close(mixed[~put_back], (start + (own - start) / 0.75)[~put_back])
+    torch.testing.assert_close(weight.grad, torch.where(put_back, 0.0, 2 / 0.75))
+    assert "bert.embeddings.word_embeddings.weight" not in steps.anchor.start
+
+
+def test_mixup_shares_logits_and_labels(tiny_bert: Path, reviews: Path) -> None:
+    steps = made(tiny_recipe(tiny_bert, reviews).override("training.augmentation.mixup=0.4"))
+    logits, labels = drawn_logits(6, 2), torch.tensor([0, 1, 1, 0, 1, 0])
+    total, count = steps._of_logits(logits, {"labels": labels, "n_rows": torch.tensor(6)}, step=3)
+    draw = np.random.default_rng(_mix(0, 3, "mixup"))
+    share, partner = draw.beta(0.4, 0.4), draw.permutation(6)
+    one_hot = functional.one_hot(labels, 2).float()
+    targets = share * one_hot + (1 - share) * one_hot[partner]
+    mixed = share * logits + (1 - share) * logits[partner]
+    assert float(count) == pytest.approx(6)
+    assert float(total) == pytest.approx(float(-(targets * mixed.log_softmax(-1)).sum()), rel=1e-5)
+    assert 0 < share < 1 and list(partner) != list(range(6))
+
+
+def test_r_drop_adds_half_of_alpha_times_the_divergence(tiny_bert: Path, reviews: Path) -> None:
+    """Equation 4 of the paper, halved: the mean of two likelihoods and a quarter of alpha times both divergences."""
+    steps = made(tiny_recipe(tiny_bert, reviews).override("training.r_drop=3", "training.dropout=0.2"))
+    batch = collate(steps.examples(0)[[0, 1, 2, 3]], 0)
+    torch.manual_seed(7)
+    total, _ = steps.loss(0, [0, 1, 2, 3])
+    torch.manual_seed(7)
+    one, other = (steps.head.logits(steps.model, batch) for _ in range(2))
+    assert not torch.equal(one, other)
+    p, q = one.log_softmax(-1), other.log_softmax(-1)
+    likelihoods = sum(functional.cross_entropy(each, batch["labels"], reduction="sum") for each in (one, other))
+    divergences = ((p.exp() * (p - q)) + (q.exp() * (q - p))).sum()
+    assert float(total.detach()) == pytest.approx(float((likelihoods / 2 + 3 / 4 * divergences).detach()), rel=1e-5)
+
+
+def test_one_cycles_momentum_reaches_the_optimizer(tiny_bert: Path, reviews: Path) -> None:
+    steps = made(tiny_recipe(tiny_bert, reviews).override("training.schedule=one_cycle", "training.warmup=0.5"))
+    for step in range(4):
+        steps.take(step)
+        assert {group["betas"][0] for group in steps.optimizer.param_groups} == {steps.plan.momentum(step)}
+
+
+def test_scales_of_ia3_do_not_decay(tiny_bert: Path, reviews: Path) -> None:
+    steps = made(tiny_recipe(tiny_bert, reviews, method="ia3"))
+    decays = {id(weight): group["weight_decay"] for group in steps.optimizer.param_groups for weight in group["params"]}
+    assert {decays[id(weight)] for name, weight in steps.weights.by_name.items() if "ia3" in name} == {0.0}
+    assert {decays[id(weight)] for name, weight in steps.weights.by_name.items() if "classifier" in name} == {0.0, 0.01}
 
 
 def test_l2_sp_holds_the_weights_near_the_pretrained_ones(reviews: Path, tiny_bert: Path) -> None:
@@ -199,8 +273,6 @@ def test_hidden_tokens_are_in_no_attention(tiny_bert: Path, reviews: Path) -> No
     )
     assert not hidden[np.isin(ids, list(special))].any()
     assert hidden[~np.isin(ids, list(special))].mean() == pytest.approx(0.4, abs=0.05)
-    from tl_nlp.batches import collate
-
     batch = collate(columns, pad_id=0)
     assert int(batch["attention_mask"].sum()) == len(ids) - int(hidden.sum())
 
@@ -213,6 +285,17 @@ def test_neighbours_are_words_of_like_meaning() -> None:
     assert "films" in found["film"] or "movie" in found["film"]
     assert all(word not in near and len(near) == 5 for word, near in found.items())
     assert "an" not in found and "zebra" not in found
+
+
+def test_words_that_cannot_change_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    rows = [{"text": "很好看无聊"[n % 5] * (1 + n), "target": str(n % 2)} for n in range(40)]
+    recipe = tiny_recipe(tiny_bert, write_jsonl(tmp_path / "rows.jsonl", rows))
+    with pytest.raises(RecipeError, match="told by the spaces between them, and no text here has two"):
+        train(recipe.override("training.augmentation.word_dropout=0.1"))
+    spaced = [{**row, "text": " ".join(row["text"])} for row in rows]
+    recipe = tiny_recipe(tiny_bert, write_jsonl(tmp_path / "spaced.jsonl", spaced))
+    with pytest.raises(RecipeError, match="word_replacement: no word of the texts is one token of this checkpoint"):
+        train(recipe.override("training.augmentation.word_replacement=0.1"))
 
 
 def test_texts_that_change_are_not_cached_as_features(

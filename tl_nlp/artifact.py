@@ -18,27 +18,29 @@ from tl_nlp.recipe import Checkpoint, Recipe
 from tl_nlp.run import Run, read_recipe
 
 
-def locate(checkpoint: Checkpoint) -> Path:
+def locate(checkpoint: Checkpoint, *, with_weights: bool = True) -> Path:
     """The local directory of a checkpoint; a finished run's is its model, an adapter merged into the weights first.
 
-    Raises CheckpointError for one that is missing or not to be trusted, HubError for a Hub that cannot be reached.
+    Without weights only what describes it is fetched, its config and tokenizer, and nothing is merged. Raises
+    CheckpointError for one that is missing or not to be trusted, HubError for a Hub that cannot be reached.
     """
     run = Run.find(Path(checkpoint.name)) if Path(checkpoint.name).is_dir() else None
-    if run is not None:
-        checkpoint = checkpoint.model_copy(update={"name": str(_run_weights(run))})
-    return find(checkpoint)
-
-
-def _run_weights(run: Run) -> Path:
-    """A finished run's weights as plain ones: an adapter is merged into its checkpoint first."""
+    if run is None:
+        return find(checkpoint, with_weights)
     method = run.recipe().method
     if not method.is_adapter:
-        return run.artifact
+        return find(checkpoint.model_copy(update={"name": str(run.artifact)}), with_weights)
     if not method.is_mergeable:
         raise CheckpointError(
             f"{run.folder} was trained by method {method.kind}, which merges into no weights, so it cannot be a "
             "checkpoint; a run of lora, ia3 or any method that saves whole models can"
         )
+    if not with_weights:
+        return locate(run.recipe().checkpoint, with_weights=False)
+    return find(checkpoint.model_copy(update={"name": str(_merged(run))}))
+
+
+def _merged(run: Run) -> Path:
     model, tokenizer = load_trained(run.artifact)
     merged = Path(tempfile.mkdtemp(prefix="tl_nlp-merged-"))
     atexit.register(shutil.rmtree, merged, ignore_errors=True)

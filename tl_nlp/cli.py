@@ -144,7 +144,7 @@ def _find_lr(arguments: argparse.Namespace) -> None:
     write_png(path, found.curves, "learning rate", "loss, smoothed")
     for curve in found.curves:
         print(as_text(curve), end="\n\n")
-    print(" ".join(found.overrides()))
+    print(" ".join(found.overrides))
     print(path)
 
 

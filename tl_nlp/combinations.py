@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,26 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
         method.moves == "head" and training.gradient_checkpointing,
         "nothing is kept of a backbone that does not learn",
     )
-    yield "training.r_drop", training.r_drop > 0 and training.dropout == 0, "compares dropouts, and training.dropout=0"
+    yield (
+        "training.gradient_checkpointing",
+        method.kind == "prefix" and training.gradient_checkpointing,
+        ("does not go with method prefix, whose keys and values are a cache"),
+    )
+    no_dropout = training.dropout == 0 and not getattr(method, "dropout", 0.0)
+    yield "training.r_drop", training.r_drop > 0 and no_dropout, "compares dropouts, and training.dropout=0"
+    yield (
+        "training.reinit_blocks",
+        training.reinit_blocks > 0 and max(training.l2_sp, training.mixout) > 0,
+        "what is drawn anew has no pretrained weights that training.l2_sp or training.mixout could hold it to",
+    )
+    n_evaluations = math.ceil(training.epochs / training.eval_every)
+    told = f"training.epochs={training.epochs:g} and training.eval_every={training.eval_every:g} make {n_evaluations}"
+    yield "training.average_last", training.average_last > n_evaluations, f"there are fewer evaluations: {told}"
+    yield (
+        "training.patience",
+        training.patience is not None and training.patience >= n_evaluations,
+        f"so many evaluations without a better one cannot be: {told}",
+    )
     yield (
         "training.average_last",
         training.ema is not None and training.average_last > 1,

@@ -98,15 +98,20 @@ def blocks(names: list[str]) -> list[str]:
     return sorted(found, key=lambda block: (".decoder." in f".{block}", int(block.rpartition(".")[2])))
 
 
+def without_peft(model: Any) -> Any:
+    """The transformers model, whether PEFT is around it or not."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def backbone(model: Any) -> Any:
     """The part of a model, adapted by PEFT or not, that its head stands on."""
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).base_model
+    return without_peft(model).base_model
 
 
 def head_modules(model: Any) -> list[str]:
     """The modules that are the head of a transformers model: all with weights outside the backbone, and the backbone's
     pooler, which many checkpoints lack. [] for a model that writes through its embeddings."""
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model = without_peft(model)
     if model.can_generate():
         return []
     backbone = model.base_model_prefix

@@ -67,6 +67,9 @@ class Objective:
         return replace(self, **{name: value.to(device) for name, value in moved.items() if value is not None})
 
 
+_NEVER_SURE = 1e-6  # a gradient of 0 to a power below 1 is no number
+
+
 class Head:
     """Base of the heads."""
 
@@ -146,7 +149,7 @@ class Classify(Pooled):
         losses = functional.cross_entropy(logits, labels, label_smoothing=objective.label_smoothing, reduction="none")
         if objective.focal_gamma:
             right = logits.softmax(-1).gather(1, labels.unsqueeze(1))[:, 0]
-            losses = losses * (1 - right) ** objective.focal_gamma
+            losses = losses * (1 - right).clamp_min(_NEVER_SURE) ** objective.focal_gamma
         if objective.weights is not None:
             losses = losses * objective.weights[labels]
         return losses.sum(), batch["n_rows"]
@@ -172,7 +175,7 @@ class Multilabel(Pooled):
         )
         if objective.focal_gamma:
             right = torch.where(labels > 0.5, logits, -logits).sigmoid()
-            losses = losses * (1 - right) ** objective.focal_gamma
+            losses = losses * (1 - right).clamp_min(_NEVER_SURE) ** objective.focal_gamma
         return losses.sum(), torch.tensor(labels.numel())
 
     def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:

@@ -129,7 +129,7 @@ def _evaluate(
     if metrics[main_metric] > progress.best:
         progress.best, progress.best_step, progress.stale = metrics[main_metric], progress.step, 0
         return True
-    progress.stale += 1
+    progress.stale += progress.step > plan.first_steps  # a head alone may stand still before the rest begins
     progress.stopped_early = patience is not None and progress.stale >= patience
     return False
 

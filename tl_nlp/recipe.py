@@ -32,6 +32,7 @@ through its pooler), or as the mean over all tokens, which sentence encoders wer
 TestSplit = Annotated[str, Field(pattern="^test_[A-Za-z0-9_-]+$")]
 """The name of a further test split, which is also a file's name."""
 LoadIn = Literal["float32", "bfloat16", "float16", "int8", "nf4"]
+ClassWeights = Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
 ENCODER_HEADS = ("classify", "multilabel", "regress", "select")
 """The heads that stand on an encoder and are new weights; `generate` writes through the checkpoint's embeddings."""
 
@@ -125,6 +126,11 @@ class Method(Component):
         return self.opens_with != "transformers"
 
     @property
+    def n_positions(self) -> int:
+        """How many of the checkpoint's positions what it adds takes."""
+        return 0
+
+    @property
     def loads_in(self) -> tuple[str, ...]:
         """The `checkpoint.load_in` it can work on."""
         return ("float32",)
@@ -199,7 +205,7 @@ class Training(Value):
     dropout: float | None = Field(None, ge=0, lt=1)  # default: the checkpoint's
     r_drop: float = Field(0.0, ge=0)  # alpha: two passes of unlike dropout shall agree (Wu et al. 2021)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None  # {"rare": 3.0}
+    class_weights: Literal["balanced"] | ClassWeights | None = None  # {"rare": 3.0}; labels not named: 1.0
     focal_gamma: float = Field(0.0, ge=0)  # less weight on what is already right (Lin et al. 2017)
     logit_adjustment: float = Field(0.0, ge=0)  # tau: rare labels need a wider margin (Menon et al. 2021)
     ema: float | None = Field(None, gt=0, lt=1)  # decay a step of a moving average, which is what is kept

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from tl_nlp.errors import RecipeError
 from tl_nlp.families import in_head
 from tl_nlp.recipe import Recipe
 
@@ -34,10 +35,17 @@ class Plan:
 
     @classmethod
     def of(cls, recipe: Recipe, n_rows: int) -> Plan:
+        """Raises RecipeError where the first stage leaves no step for the second."""
         training = recipe.training
         per_epoch = math.ceil(n_rows / training.batch_size)
         steps = max(1, round(training.epochs * per_epoch))
         first = math.ceil(recipe.method.head_epochs * per_epoch - 1e-9)
+        if first >= steps:
+            raise RecipeError(
+                f"the head would learn alone in {first} of {steps} steps; a higher training.epochs leaves some for the "
+                "rest",
+                "method.head_epochs",
+            )
         return cls(
             recipe=recipe,
             steps_per_epoch=per_epoch,

@@ -23,6 +23,7 @@ from tl_nlp.errors import RecipeError, RunError
 from tl_nlp.families import backbone, head_modules
 from tl_nlp.hardware import autocast
 from tl_nlp.heads import Batch, Head, Objective
+from tl_nlp.recipe import Training
 from tl_nlp.schedule import Plan, Rates
 from tl_nlp.weights import Anchor, Weights, optimizer_of
 
@@ -62,9 +63,8 @@ class Steps:
         self.weights = Weights.of(model, plan)
         self.optimizer = optimizer_of(self.weights, self.training)
         self.anchor = Anchor(self.weights, self.training)
-        self.device_batch_size: int = 1
-        if isinstance(self.training.device_batch_size, int):
-            self.device_batch_size = self.training.device_batch_size
+        size = self.training.device_batch_size
+        self.device_batch_size = size if isinstance(size, int) else 1
         self._all_names = [name for name, weight in model.named_parameters() if weight.is_floating_point()]
         self._head_modules = head_modules(model)
         self._order: tuple[int, list[list[int]]] = (-1, [])
@@ -121,13 +121,7 @@ class Steps:
         by_length = sorted(rows, key=lambda index: -max(self.lengths[index]))
         here = by_length[self.accelerator.process_index :: self.accelerator.num_processes]
         sums = torch.zeros(2, device=self.device)
-        for number, pass_rows in enumerate(passes(here, self.lengths, self.device_batch_size)):
-            if self.training.augmentation.mixup and (number or self.accelerator.num_processes > 1):
-                raise RecipeError(
-                    "mixes the rows of a step, which must be in one pass of one process; "
-                    "a higher training.device_batch_size, or a lower training.batch_size, makes it one",
-                    "training.augmentation.mixup",
-                )
+        for pass_rows in passes(here, self.lengths, self.device_batch_size):
             loss, count = self.loss(step, pass_rows)
             loss.backward()
             sums += torch.stack([loss.detach(), count.to(loss)])
@@ -182,6 +176,22 @@ class Steps:
         if max_norm is not None and norm.isfinite() and norm > max_norm:
             torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).item())
         return float(norm)
+
+
+def refuse_split_mixup(training: Training, lengths: list[list[int]], size: int, n_processes: int) -> None:
+    """Raises RecipeError where the rows of some step could be in two passes, which mixup cannot see across."""
+    if not training.augmentation.mixup:
+        return
+    key = "training.augmentation.mixup"
+    if n_processes > 1:
+        raise RecipeError(f"mixes the rows of a step, and here they are shared by {n_processes} processes", key)
+    most = sum(sorted((len(windows) for windows in lengths), reverse=True)[: training.batch_size])
+    if most > size:
+        raise RecipeError(
+            f"mixes the rows of a step, which may have {most} windows, and a pass has {size}; "
+            f"training.device_batch_size={most}, a lower training.batch_size or a higher task.max_length makes it one",
+            key,
+        )
 
 
 def freeze(model: Any) -> None:

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tl_nlp import augmentation, features, memory
 from tl_nlp.artifact import locate, save_artifact
 from tl_nlp.batches import Encoded, window_lengths
-from tl_nlp.errors import RunError
+from tl_nlp.errors import RecipeError, RunError
 from tl_nlp.evaluation import score, write_predictions
 from tl_nlp.hardware import peak_rss_mb
 from tl_nlp.heads import Objective
@@ -33,7 +33,7 @@ from tl_nlp.recipe import Recipe
 from tl_nlp.rows import columns_of, fingerprint
 from tl_nlp.run import Run
 from tl_nlp.schedule import Plan
-from tl_nlp.steps import Steps
+from tl_nlp.steps import Steps, refuse_split_mixup
 from tl_nlp.types import COLUMNS, Metrics
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ def train(recipe: Recipe | Run, *, root: Path | None = None) -> Run:
     accelerator = Accelerator()
     given = recipe.recipe() if isinstance(recipe, Run) else recipe
     prepared = prepare(given)
+    if isinstance(given.training.device_batch_size, int):
+        lengths = window_lengths(prepared.encoded["train"])
+        refuse_split_mixup(given.training, lengths, given.training.device_batch_size, accelerator.num_processes)
     run = recipe if isinstance(recipe, Run) else _create(prepared.recipe, root, accelerator)
     if accelerator.is_main_process:
         _note_start(run, prepared, accelerator)
@@ -78,9 +81,10 @@ class Prepared:
 
 def prepare(recipe: Recipe) -> Prepared:
     """Everything of a training that needs no weights, so that most faults are told before they are loaded."""
+    described = locate(recipe.checkpoint, with_weights=False)
+    tokenizer = load_tokenizer(described)
+    check(recipe, described, tokenizer)
     folder = locate(recipe.checkpoint)
-    tokenizer = load_tokenizer(folder)
-    check(recipe, folder, tokenizer)
     rows = recipe.data.load()
     task = recipe.task.resolve(rows)
     # tests too, so that a target that does not fit is told before the training and not after it
@@ -107,6 +111,7 @@ def steps_of(prepared: Prepared, accelerator: Accelerator) -> tuple[Steps, Predi
     )
     if recipe.training.device_batch_size == "auto":
         steps.device_batch_size = memory.largest_pass(steps)
+        refuse_split_mixup(recipe.training, lengths, steps.device_batch_size, accelerator.num_processes)
     return steps, predictor
 
 
@@ -117,9 +122,18 @@ def _examples(prepared: Prepared, model: Any) -> Callable[[int], Encoded]:
     if not choices.changes_rows:
         return lambda epoch: encoded
     rows = prepared.rows["train"]
+    if choices.changes_words and not any(" " in text.strip() for text in rows["text"]):
+        raise RecipeError(
+            "words are told by the spaces between them, and no text here has two", "training.augmentation"
+        )
     neighbours = {}
     if choices.word_replacement:
         neighbours = augmentation.neighbours(model, prepared.tokenizer, rows["text"][:])
+        if not neighbours:
+            raise RecipeError(
+                "no word of the texts is one token of this checkpoint, so none has a neighbour",
+                "training.augmentation.word_replacement",
+            )
     changed = partial(
         augmentation.Augmented, rows, encoded, prepared.recipe.task, prepared.tokenizer, choices, training.seed
     )

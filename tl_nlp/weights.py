@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tl_nlp.errors import RecipeError
 from tl_nlp.families import depths, head_modules, in_head
 from tl_nlp.recipe import Training
 from tl_nlp.schedule import Plan
@@ -69,14 +70,18 @@ def optimizer_of(weights: Weights, training: Training) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019), its groups told by `is_head` and by the `share` of the rate that they get.
 
     With layer-wise decay (Clark et al. 2020) a block's share is `layer_decay` times that of the block above it. Norms
-    and biases, which are vectors, do not decay, nor does what L2-SP pulls.
+    and biases, which are vectors, do not decay, nor IA3's scales, whose rest is 1, nor what L2-SP pulls. Raises
+    RecipeError where a layer-wise decay would do nothing.
     """
-    n_top = max((depth for name, depth in weights.depths.items() if name not in weights.in_head), default=0)
+    below = {depth for name, depth in weights.depths.items() if name not in weights.in_head}
+    if training.layer_decay < 1 and len(below) < 2:
+        raise RecipeError("all that learns below the head is in one block", "training.layer_decay")
+    n_top = max(below, default=0)
     groups: dict[tuple[bool, float, float], list[torch.nn.Parameter]] = {}
     for name, weight in weights.by_name.items():
         is_head = name in weights.in_head
         share = 1.0 if is_head else training.layer_decay ** (n_top - weights.depths[name])
-        decays = weight.ndim > 1 and (is_head or not training.l2_sp)
+        decays = weight.ndim > 1 and ".ia3_" not in name and (is_head or not training.l2_sp)
         groups.setdefault((is_head, share, training.weight_decay if decays else 0.0), []).append(weight)
     return torch.optim.AdamW(
         [

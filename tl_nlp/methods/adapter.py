@@ -35,7 +35,7 @@ class Adapter(Method):
         return ("float32", "bfloat16", "float16", "int8", "nf4")
 
     def check(self, model: Any, head: list[str]) -> None:
-        refuse_unknown_family(self, model, "method=lora with method.target_modules=all fits any")
+        refuse_unknown_family(self, model, "method=lora with method.target_modules=all fits most others")
 
     def apply(self, model: Any, head: list[str]) -> Any:
         from tl_nlp.bottleneck import insert

@@ -15,4 +15,4 @@ class Bitfit(Method):
     moves: ClassVar[Literal["biases"]] = "biases"
 
     def learning(self, weights: list[str], head: list[str], epoch: float) -> set[str]:
-        return {name for name in weights if name.endswith(".bias") or is_norm(name) or in_head(name, head)}
+        return {name for name in weights if name.endswith("bias") or is_norm(name) or in_head(name, head)}

@@ -7,12 +7,15 @@ from tl_nlp.families import FAMILIES, pattern
 
 
 class Ia3(PeftMethod):
-    """(IA)^3 (Liu et al. 2022, https://arxiv.org/abs/2205.05638) through PEFT: the fewest weights of all adapters."""
+    """(IA)^3 (Liu et al. 2022, https://arxiv.org/abs/2205.05638) through PEFT: the fewest weights of all adapters.
+
+    Where one layer projects queries, keys and values together (ModernBERT, DeBERTa), queries are scaled too.
+    """
 
     added: ClassVar[str] = ".ia3_"
 
     def check(self, model: Any, head: list[str]) -> None:
-        refuse_unknown_family(self, model, "method=lora with method.target_modules=all fits any")
+        refuse_unknown_family(self, model, "method=lora with method.target_modules=all fits most others")
 
     def apply(self, model: Any, head: list[str]) -> Any:
         from peft import IA3Config, get_peft_model

@@ -39,11 +39,12 @@ class Lora(PeftMethod):
             refuse_unknown_family(self, model, 'or name linear layers: method.target_modules=["..."], or all')
             return
         there = {name.rpartition(".")[2] for name in _linear(model) if within_block(name)}
-        missing = [] if self.target_modules == "all" else [name for name in self.target_modules if name not in there]
-        if missing or not self.target_modules:
+        wanted = there if self.target_modules == "all" else self.target_modules
+        missing = [name for name in wanted if name not in there]
+        if missing or not wanted:
             raise RecipeError(
-                f"{missing[0] if missing else 'nothing'!r} is no linear layer in this checkpoint's blocks; "
-                f"there are: {', '.join(sorted(there))}",
+                f"{missing[0] if missing else self.target_modules!r} is no linear layer in this checkpoint's blocks; "
+                f"there are: {', '.join(sorted(there)) or 'none that are known by name'}",
                 "method.target_modules",
             )
 

@@ -1,4 +1,4 @@
-"""Learned keys and values in front of every block, for models that write."""
+"""Learned keys and values in front of what is written, in every block of the decoder."""
 
 from typing import Any, ClassVar, Literal
 
@@ -8,7 +8,7 @@ from tl_nlp.adapters import PeftMethod
 
 
 class Prefix(PeftMethod):
-    """Prefix tuning (Li & Liang 2021, https://arxiv.org/abs/2101.00190) through PEFT."""
+    """Prefix tuning (Li & Liang 2021, https://arxiv.org/abs/2101.00190) through PEFT, in the decoder alone."""
 
     heads: ClassVar[tuple[str, ...]] = ("generate",)
     moves: ClassVar[Literal["prompt"]] = "prompt"

@@ -17,6 +17,10 @@ class Prompt(PeftMethod):
 
     n_tokens: int = Field(20, ge=1)
 
+    @property
+    def n_positions(self) -> int:
+        return self.n_tokens
+
     def apply(self, model: Any, head: list[str]) -> Any:
         from peft import PromptTuningConfig, get_peft_model
 
