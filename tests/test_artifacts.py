@@ -132,6 +132,8 @@ def test_a_run_is_the_checkpoint_of_another(kind: str, tiny_bert: Path, reviews:
     again = train(tiny_recipe(first.folder, reviews, method="head").override("training.lr=1e-9"))
     one, other = (Predictor.load(run) for run in (first, again))
     assert logits(one.model, one.tokenizer) == pytest.approx(logits(other.model, other.tokenizer), abs=1e-4)
+    graded = tiny_recipe(first.folder, reviews, "grading").override('data.values={"negative": "1", "positive": "3"}')
+    assert train(graded).is_finished  # a head of another shape is made anew
 
 
 def test_a_bottleneck_adapter_merges_into_nothing(tiny_bert: Path, reviews: Path) -> None:

@@ -5,20 +5,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import MINILM, tiny_recipe, write_jsonl
+from conftest import MINILM, tiny_recipe
 from safetensors.torch import load_file, save_file
 
-from tl_nlp import Checkpoint, Predictor, Recipe, Run, train
-from tl_nlp.artifact import locate, save_artifact
+from tl_nlp import Checkpoint, Predictor, Run, train
+from tl_nlp.artifact import locate
 from tl_nlp.errors import CheckpointError, HubError, RecipeError, RunError
 from tl_nlp.model import load_model
 from tl_nlp.pretrained import load_tokenizer
-from tl_nlp.types import as_json
 
 
 def probabilities(predictor: Predictor) -> np.ndarray:
@@ -149,41 +147,6 @@ def test_frozen_weights_load_in_any_format_and_the_head_stays_float32(
     assert np.isfinite(probabilities(predictor)).all()
 
 
-def test_what_a_fresh_process_loads_is_what_was_trained(
-    tiny_bert: Path, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every task by every method, what was trained against what one fresh process reads back from the artifacts."""
-    text = "The film was good. It is fine."
-    before: dict[str, dict] = {}
-
-    def remember(model: Any, tokenizer: Any, recipe: Recipe, run: Run) -> None:
-        (prediction,) = Predictor(model, tokenizer, recipe.task, "float32")([text])
-        before[str(run.model_dir)] = as_json(prediction)
-        save_artifact(model, tokenizer, recipe, run)
-
-    monkeypatch.setattr("tl_nlp.training.save_artifact", remember)
-    for task in ("classification", "multilabel", "grading", "highlights", "summarization"):
-        targets = {"multilabel": ["x|y", "y"], "grading": ["1", "4"]}.get(task, ["the film", "a plot"])
-        rows = [
-            {"text": f"The film was {'good' if n % 2 else 'bad'}. It is {n}.", "target": targets[n % 2]}
-            for n in range(40)
-        ]
-        path = write_jsonl(tmp_path / f"{task}.jsonl", rows)
-        for method in ("full", "lora", *(["head"] if task != "summarization" else [])):
-            train(tiny_recipe(tiny_t5 if task == "summarization" else tiny_bert, path, task, method=method))
-    assert len(before) == 14
-    code = (
-        "import json, sys\nfrom tl_nlp import Predictor\nfrom tl_nlp.types import as_json\n"
-        "for folder in sys.argv[2:]: print(json.dumps(as_json(Predictor.load(folder)([sys.argv[1]])[0])))"
-    )
-    done = subprocess.run([sys.executable, "-c", code, text, *before], capture_output=True, text=True, check=True)
-    for line, expected in zip(done.stdout.splitlines(), before.values(), strict=True):
-        after = json.loads(line)
-        assert list(after) == list(expected)
-        for name, value in expected.items():
-            assert after[name] == (pytest.approx(value, abs=1e-4) if isinstance(value, dict) else value)
-
-
 def test_artifacts_open_with_plain_transformers_and_peft(tiny_bert: Path, reviews: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -205,15 +168,6 @@ def test_artifacts_open_with_plain_transformers_and_peft(tiny_bert: Path, review
         assert list(ours.probabilities.values()) == pytest.approx(plain, abs=1e-5)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_run_is_the_checkpoint_of_another(method: str, tiny_bert: Path, reviews: Path) -> None:
-    first = train(tiny_recipe(tiny_bert, reviews, method=method))
-    again = train(tiny_recipe(first.folder, reviews, method="head").override("training.lr=1e-9"))
-    np.testing.assert_allclose(probabilities(Predictor.load(again)), probabilities(Predictor.load(first)), atol=1e-5)
-    graded = tiny_recipe(first.folder, reviews, "grading").override('data.values={"negative": "1", "positive": "3"}')
-    assert train(graded).is_finished  # a head of another shape is made anew
-
-
 def test_a_damaged_artifact_is_refused(tiny_bert: Path, reviews: Path) -> None:
     run = train(tiny_recipe(tiny_bert, reviews))
     tensors = load_file(run.model_dir / "model.safetensors")
@@ -226,22 +180,15 @@ def test_a_damaged_artifact_is_refused(tiny_bert: Path, reviews: Path) -> None:
         Run.open(run.folder).recipe()
 
 
-def test_an_adapter_that_lost_its_head_is_refused(tiny_bert: Path, reviews: Path) -> None:
-    run = train(tiny_recipe(tiny_bert, reviews, method="lora"))
-    file = run.model_dir / "adapter_model.safetensors"
-    tensors = load_file(file)
-    del tensors["base_model.model.classifier.weight"]
-    save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"does not fit its checkpoint: it lacks .*classifier\.weight"):
-        Predictor.load(run)
-    file.write_bytes(b"nonsense")
-    with pytest.raises(CheckpointError, match="cannot be loaded"):
-        Predictor.load(run)
-
-
-def test_dropout_is_the_recipes(tiny_bert: Path, reviews: Path) -> None:
+def test_dropout_is_the_recipes(tiny_bert: Path, reviews: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(tiny_bert, reviews)
     model = load_model(recipe.override("training.dropout=0.3"), tiny_bert)
     rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
     assert rates == {0.3}
+    config = json.loads((tiny_bert / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}  # integers, as ALBERT's second version has
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(tiny_bert / "model.safetensors")
+    model = load_model(recipe.override("training.dropout=0.3"), tmp_path)
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.3}
     assert load_tokenizer(tiny_bert).is_fast

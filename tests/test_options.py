@@ -1,4 +1,4 @@
-"""What a recipe accepts acts: each option changes what is trained, predicted or kept."""
+"""The options of tasks and data act: each changes what is trained, predicted or kept. For the others see test_fields."""
 
 from pathlib import Path
 
@@ -18,31 +18,22 @@ def trained(run: Run) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("task", "method", "override"),
+    ("task", "override"),
     [
-        ("classification", "full", "training.precision=bfloat16"),
-        ("classification", "full", "training.batch_size=8"),
-        ("classification", "full", "training.epochs=2"),
-        ("classification", "full", "training.schedule=cosine"),
-        ("classification", "full", "training.warmup=0.5"),
-        ("classification", "full", "task.pooling=mean"),
-        ("classification", "full", "task.max_length=8"),
-        ("classification", "full", "data.seed=1"),
-        ("classification", "full", "data.rows=20"),
-        ("classification", "lora", "method.rank=2"),
-        ("classification", "lora", "method.alpha=1"),
-        ("classification", "lora", "method.dropout=0.5"),
-        ("classification", "lora", 'method.target_modules=["key"]'),
-        ("highlights", "full", "task.temperature=1"),
+        ("classification", "task.pooling=mean"),
+        ("classification", "task.max_length=8"),
+        ("classification", "data.seed=1"),
+        ("classification", "data.rows=20"),
+        ("highlights", "task.temperature=1"),
     ],
 )
 def test_an_option_changes_what_is_trained(
-    task: str, method: str, override: str, tiny_bert: Path, reviews: Path, tmp_path: Path
+    task: str, override: str, tiny_bert: Path, reviews: Path, tmp_path: Path
 ) -> None:
     if task == "highlights":
         rows = [{"text": f"The film was {n}. The plot is good. It was dull.", "target": "the plot"} for n in range(40)]
         reviews = write_jsonl(tmp_path / "papers.jsonl", rows)
-    recipe = tiny_recipe(tiny_bert, reviews, task, method=method)
+    recipe = tiny_recipe(tiny_bert, reviews, task)
     plain, changed = trained(train(recipe)), trained(train(recipe.override(override)))
     same = plain.keys() == changed.keys() and all(torch.equal(plain[name], changed[name]) for name in plain)
     assert not same
