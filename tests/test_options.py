@@ -1,4 +1,4 @@
-"""The options of tasks and data act: each changes what is trained, predicted or kept. For the others see test_fields."""
+"""The options of tasks and data act: each changes what is trained, predicted or kept. Others: see test_fields."""
 
 from pathlib import Path
 
