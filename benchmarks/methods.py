@@ -93,7 +93,7 @@ def main() -> None:
 SOME = {
     "few_reviews": ("full", "full, two stages", "head", "lora", "adapter"),
     "many_reviews": ("full", "full, two stages", "head", "lora"),
-    "answers": ("full", "full, two stages", "head", "lora", "ia3", "adapter"),
+    "answers": ("full", "full, two stages", "head", "lora"),
 }
 """Where a training takes long, or only a size is compared: a few of the methods."""
 
