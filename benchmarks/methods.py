@@ -93,7 +93,17 @@ def main() -> None:
 SOME = {
     "few_reviews": ("full", "full, two stages", "head", "lora", "adapter"),
     "many_reviews": ("full", "full, two stages", "head", "lora"),
-    "answers": ("full", "full, two stages", "head", "lora"),
+    "answers": (
+        "full",
+        "full, two stages",
+        "head",
+        "top_layers",
+        "gradual, layer_decay",
+        "bitfit",
+        "lora",
+        "ia3",
+        "adapter",
+    ),
 }
 """Where a training takes long, or only a size is compared: a few of the methods."""
 
