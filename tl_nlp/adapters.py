@@ -6,9 +6,11 @@ import warnings
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from tl_nlp.errors import CheckpointError, RecipeError
 from tl_nlp.families import FAMILIES, in_head
-from tl_nlp.recipe import Method
+from tl_nlp.recipe import ANY_FORMAT, Method
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """The name that PEFT gives to an adapter's weights."""
@@ -24,7 +26,7 @@ class PeftMethod(Method):
 
     @property
     def loads_in(self) -> tuple[str, ...]:
-        return ("float32", "bfloat16", "float16", "int8", "nf4")
+        return ANY_FORMAT
 
     def learning(self, weights: list[str], head: list[str], epoch: float) -> set[str]:
         return {name for name in weights if self.added in name or in_head(name, head)}
@@ -51,6 +53,17 @@ class PeftMethod(Method):
             raise CheckpointError(f"the adapter {file} cannot be loaded: {str(error).splitlines()[0]}") from None
         refuse_other_weights(file, saved, set(get_peft_model_state_dict(model, save_embedding_layers=False)))
         return model
+
+
+class PromptMethod(PeftMethod):
+    """Base of the methods that learn `n_tokens` virtual tokens for a model that writes."""
+
+    heads: ClassVar[tuple[str, ...]] = ("generate",)
+    moves: ClassVar[Literal["prompt"]] = "prompt"
+    added: ClassVar[str] = "prompt_encoder."
+    is_mergeable: ClassVar[bool] = False
+
+    n_tokens: int = Field(20, ge=1)
 
 
 def saved_modules(model: Any, head: list[str]) -> list[str] | None:

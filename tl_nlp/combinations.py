@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from tl_nlp.components import find_kind, kinds
@@ -30,9 +31,9 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
 
     for field, heads in _LOSSES.items():
         names = [kind for kind, other in tasks.items() if other.head in heads]
-        is_set = bool(getattr(augmentation if hasattr(augmentation, field) else training, field))
-        key = f"training.{'augmentation.' * hasattr(augmentation, field)}{field}"
-        yield key, is_set and task.head not in heads, f"is for {', '.join(names)} and not for task {task.kind}"
+        is_set = bool(attrgetter(field)(training))
+        told = f"is for {', '.join(names)} and not for task {task.kind}"
+        yield f"training.{field}", is_set and task.head not in heads, told
 
     writes = task.head == "generate"
     no_head = f"task {task.kind} writes through the checkpoint's embeddings and has no head of its own"
@@ -69,7 +70,7 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
     yield (
         "training.gradient_checkpointing",
         method.kind == "prefix" and training.gradient_checkpointing,
-        ("does not go with method prefix, whose keys and values are a cache"),
+        "does not go with method prefix, whose keys and values are a cache",
     )
     no_dropout = training.dropout == 0 and not getattr(method, "dropout", 0.0)
     yield "training.r_drop", training.r_drop > 0 and no_dropout, "compares dropouts, and training.dropout=0"
@@ -104,9 +105,9 @@ _LOSSES = {
     "class_weights": ("classify", "multilabel"),
     "focal_gamma": ("classify", "multilabel"),
     "logit_adjustment": ("classify",),
-    "word_dropout": ("classify", "multilabel", "regress", "generate"),
-    "word_swap": ("classify", "multilabel", "regress", "generate"),
-    "word_replacement": ("classify", "multilabel", "regress", "generate"),
-    "mixup": ("classify", "multilabel", "regress"),
+    "augmentation.word_dropout": ("classify", "multilabel", "regress", "generate"),
+    "augmentation.word_swap": ("classify", "multilabel", "regress", "generate"),
+    "augmentation.word_replacement": ("classify", "multilabel", "regress", "generate"),
+    "augmentation.mixup": ("classify", "multilabel", "regress"),
 }
-"""Keys of `Training` and `Augmentation` that not every head takes."""
+"""Keys of `Training` that not every head takes."""

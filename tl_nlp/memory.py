@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tl_nlp.batches import passes
 from tl_nlp.hardware import free_bytes
 from tl_nlp.steps import Steps
 
@@ -52,7 +53,7 @@ def largest_pass(steps: Steps) -> int:
     steps.unfreeze(steps.plan.steps - 1)  # when most learns
     most = max(len(windows) for windows in steps.lengths) * steps.training.batch_size
     longest = sorted(range(len(steps.lengths)), key=lambda row: -max(steps.lengths[row]))
-    few, more = ([*longest[:1]], [*longest[:2]])
+    few, more = longest[:1], longest[:2]
     sizes = [sum(len(steps.lengths[row]) for row in rows) for rows in (few, more)]
     if sizes[0] == sizes[1]:
         return most
@@ -62,12 +63,13 @@ def largest_pass(steps: Steps) -> int:
     found = max(1, min(most, int(room / each)))
     while steps.device.type == "cuda" and found > 1:
         try:
-            _try(steps, longest, found)
+            steps.loss(0, next(passes(longest, steps.lengths, found)))[0].backward()
             break
         except torch.OutOfMemoryError:
-            steps.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             found //= 2
+        finally:
+            steps.optimizer.zero_grad(set_to_none=True)
     return found
 
 
@@ -86,14 +88,3 @@ def _kept_bytes(steps: Steps, rows: list[int]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         alive.append(steps.loss(0, rows))
     return sum(storages.values())
-
-
-def _try(steps: Steps, longest: list[int], n_windows: int) -> None:
-    rows, here = [], 0
-    for row in longest:
-        if here + len(steps.lengths[row]) > n_windows:
-            break
-        rows.append(row)
-        here += len(steps.lengths[row])
-    steps.loss(0, rows or longest[:1])[0].backward()
-    steps.optimizer.zero_grad(set_to_none=True)

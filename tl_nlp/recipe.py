@@ -11,7 +11,7 @@ import runpy
 from abc import abstractmethod
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
@@ -32,6 +32,8 @@ through its pooler), or as the mean over all tokens, which sentence encoders wer
 TestSplit = Annotated[str, Field(pattern="^test_[A-Za-z0-9_-]+$")]
 """The name of a further test split, which is also a file's name."""
 LoadIn = Literal["float32", "bfloat16", "float16", "int8", "nf4"]
+ANY_FORMAT: tuple[str, ...] = get_args(LoadIn)
+"""What frozen weights may load in."""
 ClassWeights = Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
 ENCODER_HEADS = ("classify", "multilabel", "regress", "select")
 """The heads that stand on an encoder and are new weights; `generate` writes through the checkpoint's embeddings."""

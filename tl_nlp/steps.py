@@ -69,6 +69,7 @@ class Steps:
         self._head_modules = head_modules(model)
         self._order: tuple[int, list[list[int]]] = (-1, [])
         self._learning: set[str] | None = None
+        self._n_learning = 0
 
     def take(self, step: int, rates: Rates | None = None) -> Taken:
         """One step, at the plan's rates or at others. Raises RunError where loss or gradient is no number."""
@@ -90,8 +91,7 @@ class Steps:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        n_learning = sum(weight.numel() for weight in self.weights.by_name.values() if weight.requires_grad)
-        return Taken(loss, norm, len(rows), n_learning, rates)
+        return Taken(loss, norm, len(rows), self._n_learning, rates)
 
     def unfreeze(self, step: int) -> None:
         """Lets learn what the method says for this step.
@@ -104,6 +104,7 @@ class Steps:
             for name, weight in self.weights.by_name.items():
                 weight.requires_grad_(name in learning)
             self._learning = learning
+            self._n_learning = sum(weight.numel() for name, weight in self.weights.by_name.items() if name in learning)
         self.model.train()
         if learning <= self.weights.in_head:
             backbone(self.model).eval()

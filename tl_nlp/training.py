@@ -50,9 +50,9 @@ def train(recipe: Recipe | Run, *, root: Path | None = None) -> Run:
     accelerator = Accelerator()
     given = recipe.recipe() if isinstance(recipe, Run) else recipe
     prepared = prepare(given)
-    if isinstance(given.training.device_batch_size, int):
-        lengths = window_lengths(prepared.encoded["train"])
-        refuse_split_mixup(given.training, lengths, given.training.device_batch_size, accelerator.num_processes)
+    size = given.training.device_batch_size
+    if isinstance(size, int):
+        refuse_split_mixup(given.training, prepared.lengths, size, accelerator.num_processes)
     run = recipe if isinstance(recipe, Run) else _create(prepared.recipe, root, accelerator)
     if accelerator.is_main_process:
         _note_start(run, prepared, accelerator)
@@ -76,6 +76,7 @@ class Prepared:
     tokenizer: Any
     rows: DatasetDict
     encoded: dict[str, Encoded]
+    lengths: list[list[int]]  # tokens of the windows of the training rows
     objective: Objective
 
 
@@ -90,15 +91,15 @@ def prepare(recipe: Recipe) -> Prepared:
     # tests too, so that a target that does not fit is told before the training and not after it
     encoded = {split: _encode(rows[split], task, tokenizer, split) for split in rows}
     objective = Objective.of(recipe.training, task.outputs(), encoded["train"])
-    return Prepared(recipe.model_copy(update={"task": task}), folder, tokenizer, rows, encoded, objective)
+    lengths = window_lengths(encoded["train"])
+    return Prepared(recipe.model_copy(update={"task": task}), folder, tokenizer, rows, encoded, lengths, objective)
 
 
 def steps_of(prepared: Prepared, accelerator: Accelerator) -> tuple[Steps, Predictor]:
     """The loaded model: ready to take training steps, and to predict."""
-    recipe, encoded = prepared.recipe, prepared.encoded["train"]
+    recipe, lengths = prepared.recipe, prepared.lengths
     model = placed(load_model(recipe, prepared.folder), accelerator.device)
     predictor = Predictor(model, prepared.tokenizer, recipe.task, recipe.training.precision)
-    lengths = window_lengths(encoded)
     steps = Steps(
         model,
         predictor.head,

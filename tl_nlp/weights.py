@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,8 +22,8 @@ class Weights:
     """The weights that learn at any time, by name, which of them are the head's, and how deep each lies."""
 
     by_name: dict[str, torch.nn.Parameter]
-    in_head: set[str] = field(default_factory=set)
-    depths: dict[str, int] = field(default_factory=dict)  # 0 for embeddings, the most for the head
+    in_head: set[str]
+    depths: dict[str, int]  # 0 for embeddings, the most for the head
 
     @classmethod
     def of(cls, model: Any, plan: Plan) -> Weights:

@@ -7,8 +7,8 @@ from pydantic import Field
 
 from tl_nlp.adapters import refuse_other_weights, refuse_unknown_family
 from tl_nlp.errors import CheckpointError
-from tl_nlp.families import FAMILIES, in_head, pattern
-from tl_nlp.recipe import Method
+from tl_nlp.families import FAMILIES, head_modules, in_head, pattern
+from tl_nlp.recipe import ANY_FORMAT, Method
 
 FILE = "adapter.safetensors"
 
@@ -32,7 +32,7 @@ class Adapter(Method):
 
     @property
     def loads_in(self) -> tuple[str, ...]:
-        return ("float32", "bfloat16", "float16", "int8", "nf4")
+        return ANY_FORMAT
 
     def check(self, model: Any, head: list[str]) -> None:
         refuse_unknown_family(self, model, "method=lora with method.target_modules=all fits most others")
@@ -54,8 +54,6 @@ class Adapter(Method):
         save_file({name: weight.detach().contiguous() for name, weight in self._own(model).items()}, folder / FILE)
 
     def _own(self, model: Any) -> dict[str, Any]:
-        from tl_nlp.families import head_modules
-
         weights = dict(model.named_parameters())
         return {name: weights[name] for name in self.learning(list(weights), head_modules(model), 0.0)}
 
@@ -63,8 +61,6 @@ class Adapter(Method):
         import torch
         from safetensors import SafetensorError
         from safetensors.torch import load_file
-
-        from tl_nlp.families import head_modules
 
         file = folder / FILE
         if not file.is_file():

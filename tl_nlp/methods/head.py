@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 from tl_nlp.families import in_head
-from tl_nlp.recipe import ENCODER_HEADS, Method
+from tl_nlp.recipe import ANY_FORMAT, ENCODER_HEADS, Method
 
 
 class Head(Method):
@@ -14,7 +14,7 @@ class Head(Method):
 
     @property
     def loads_in(self) -> tuple[str, ...]:
-        return ("float32", "bfloat16", "float16", "int8", "nf4")
+        return ANY_FORMAT
 
     def learning(self, weights: list[str], head: list[str], epoch: float) -> set[str]:
         return {name for name in weights if in_head(name, head)}

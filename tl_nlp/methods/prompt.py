@@ -1,21 +1,12 @@
 """Learned embeddings in front of the text, for models that write."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any
 
-from pydantic import Field
-
-from tl_nlp.adapters import PeftMethod
+from tl_nlp.adapters import PromptMethod
 
 
-class Prompt(PeftMethod):
+class Prompt(PromptMethod):
     """Prompt tuning (Lester et al. 2021, https://arxiv.org/abs/2104.08691) through PEFT."""
-
-    heads: ClassVar[tuple[str, ...]] = ("generate",)
-    moves: ClassVar[Literal["prompt"]] = "prompt"
-    added: ClassVar[str] = "prompt_encoder."
-    is_mergeable: ClassVar[bool] = False
-
-    n_tokens: int = Field(20, ge=1)
 
     @property
     def n_positions(self) -> int:
