@@ -15,6 +15,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -72,24 +73,6 @@ ON_REVIEWS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the drawn rows and the runs are kept")
-    parser.add_argument("--data", type=Path, help="the folder with tweets/emotion and short_answers/mohler")
-    parser.add_argument("--only", nargs="+", default=list(METRICS), choices=METRICS)
-    parser.add_argument("--seeds", type=int, default=3)
-    chosen = parser.parse_args()
-    runs: dict[str, dict[str, list[Run]]] = {name: {} for name in chosen.only}
-    for seed in range(chosen.seeds):
-        for name in chosen.only:
-            data = drawn(name, seed, chosen.folder / "rows", chosen.data)
-            for variant in variants(name):
-                runs[name].setdefault(variant, []).append(finished(recipe(name, variant, seed, data), chosen.folder))
-                print(f"seed {seed}, {name}, {variant}", file=sys.stderr)
-    for name, theirs in runs.items():
-        print(table(name, theirs))
-
-
 SOME = {
     "few_reviews": ("full", "full, two stages", "head", "lora", "adapter"),
     "many_reviews": ("full", "full, two stages", "head", "lora"),
@@ -106,6 +89,24 @@ SOME = {
     ),
 }
 """Where a training takes long, or only a size is compared: a few of the methods."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the drawn rows and the runs are kept")
+    parser.add_argument("--data", type=Path, help="the folder with tweets/emotion and short_answers/mohler")
+    parser.add_argument("--only", nargs="+", default=list(METRICS), choices=METRICS)
+    parser.add_argument("--seeds", type=int, default=3)
+    chosen = parser.parse_args()
+    runs: dict[str, dict[str, list[Run]]] = {name: {} for name in chosen.only}
+    for seed in range(chosen.seeds):
+        for name in chosen.only:
+            data = drawn(name, seed, chosen.folder / "rows", chosen.data)
+            for variant in variants(name):
+                runs[name].setdefault(variant, []).append(finished(recipe(name, variant, seed, data), chosen.folder))
+                print(f"seed {seed}, {name}, {variant}", file=sys.stderr)
+    for name, theirs in runs.items():
+        print(table(name, theirs))
 
 
 def variants(name: str) -> dict[str, list[str]]:
@@ -138,13 +139,12 @@ def drawn(name: str, seed: int, folder: Path, data: Path | None) -> Files:
         rows = pool(name, data)
         draw.shuffle(rows)
         for path, n_rows in zip(files.values(), SIZES[name], strict=True):
-            taken, counts = [], dict.fromkeys((row["target"] for row in rows), 0)
+            taken, rest, counts = [], [], Counter[str]()
             for row in rows:
                 key = "" if name == "answers" else row["target"]
-                if counts.setdefault(key, 0) < n_rows:
-                    counts[key] += 1
-                    taken.append(row)
-            rows = [row for row in rows if not any(row is other for other in taken)]
+                (taken if counts[key] < n_rows else rest).append(row)
+                counts[key] += 1
+            rows = rest
             path.write_text("".join(json.dumps(row) + "\n" for row in taken), "utf-8")
     return Files(**files)
 

@@ -9,14 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 os.environ.update(HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False", TRANSFORMERS_VERBOSITY="error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
-from tl_nlp import Checkpoint, Recipe, Training
+from tl_nlp import Checkpoint, Recipe, Run, Training
 from tl_nlp.cli import main
 from tl_nlp.components import Value
 from tl_nlp.data.files import Files
@@ -149,6 +149,14 @@ def tiny_recipe(checkpoint: Path, data: Path | Value, task: object = "classifica
             **choices,
         }
     )
+
+
+def artifact(run: Run) -> dict[str, Any]:
+    """The tensors that a run has saved."""
+    from safetensors.torch import load_file
+
+    (file,) = run.model_dir.glob("*.safetensors")
+    return load_file(file)
 
 
 def recipe_file(recipe: Recipe, folder: Path) -> Path:

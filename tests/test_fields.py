@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import review_rows, tiny_recipe, write_jsonl
+from conftest import artifact, review_rows, tiny_recipe, write_jsonl
 from safetensors.torch import load_file
 
 from tl_nlp import Run, checkpoints, train
@@ -113,10 +113,9 @@ def plain() -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 def looked_at(run: Run, counts: dict[str, int]) -> dict[str, Any]:
-    (file,) = run.model_dir.glob("*.safetensors")
     validations = [line["step"] for line in run.history() if line["split"] == "validation"]
     return {
-        "weights": {name: tensor.tolist() for name, tensor in load_file(file).items()},
+        "weights": {name: tensor.tolist() for name, tensor in artifact(run).items()},
         "validations": validations,
         "averages": sorted(load_file(run.checkpoint_dir(run.checkpoint_steps()[-1]) / "averages.safetensors")),
         **counts,

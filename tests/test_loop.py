@@ -12,17 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import recipe_file, review_rows, tiny_recipe, tl_nlp, write_jsonl
+from conftest import artifact, recipe_file, review_rows, tiny_recipe, tl_nlp, write_jsonl
 from safetensors.torch import load_file
 
 from tl_nlp import Recipe, Run, train
 from tl_nlp.batches import epoch_order, passes
 from tl_nlp.errors import RunError
 from tl_nlp.schedule import Plan
-
-
-def weights(run: Run) -> dict[str, torch.Tensor]:
-    return load_file(run.model_dir / "model.safetensors")
 
 
 def first_gradient(run: Run) -> dict[str, torch.Tensor]:
@@ -121,7 +117,7 @@ def test_the_seed_reaches_dropout(reviews: Path, tiny_bert: Path) -> None:
 def test_frozen_weights_are_bit_equal_after_training(reviews: Path, tiny_bert: Path) -> None:
     before = load_file(tiny_bert / "model.safetensors")
     after = {
-        name: weights(train(tiny_recipe(tiny_bert, reviews, method=method)))
+        name: artifact(train(tiny_recipe(tiny_bert, reviews, method=method)))
         for name, method in {"head": "head", "full": "full", "frozen": {"kind": "full", "embeddings": False}}.items()
     }
     for name, tensor in before.items():
@@ -157,7 +153,7 @@ def test_a_killed_training_resumes_to_the_same_weights(reviews: Path, tiny_bert:
     resumed = tl_nlp("train", str(folder))
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stdout.splitlines()[-1] == str(folder)
-    assert all(torch.equal(weights(run)[name], tensor) for name, tensor in weights(whole).items())
+    assert all(torch.equal(artifact(run)[name], tensor) for name, tensor in artifact(whole).items())
     losses = [[line["values"] for line in each.history() if line["split"] == "train"] for each in (run, whole)]
     assert len(losses[0]) == len(losses[1])
     assert tl_nlp("train", str(folder)).stdout == resumed.stdout  # a finished run is only shown
@@ -188,7 +184,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_signals_status(tiny_bert: Path, ow
 def test_a_damaged_checkpoint_is_left_out(reviews: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tiny_recipe(tiny_bert, reviews).override("training.epochs=2")
     run = train(recipe)
-    expected = weights(run)
+    expected = artifact(run)
     shutil.rmtree(run.model_dir)
     (run.folder / "results.json").unlink()
     newest = run.checkpoint_dir(run.checkpoint_steps()[-1]) / "weights.safetensors"
@@ -197,7 +193,7 @@ def test_a_damaged_checkpoint_is_left_out(reviews: Path, tiny_bert: Path, capsys
     newest.write_bytes(content)
     train(run)
     assert "weights.safetensors is not as it was written; it is left out" in capsys.readouterr().err
-    assert all(torch.equal(weights(run)[name], tensor) for name, tensor in expected.items())
+    assert all(torch.equal(artifact(run)[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_run_whose_data_changed_is_not_resumed(tiny_bert: Path, tmp_path: Path) -> None:
@@ -217,7 +213,7 @@ def test_early_stopping_keeps_the_best(reviews: Path, tiny_bert: Path) -> None:
     assert len(scores) == best + 3 < 40
     assert set(run.checkpoint_steps()) == {6 * (best + 1), 6 * (best + 3)}
     best_weights = load_file(run.checkpoint_dir(6 * (best + 1)) / "weights.safetensors")
-    assert all(torch.equal(weights(run)[name], tensor) for name, tensor in best_weights.items())
+    assert all(torch.equal(artifact(run)[name], tensor) for name, tensor in best_weights.items())
 
 
 def test_a_loss_that_is_no_number_stops_the_training(reviews: Path, tiny_bert: Path) -> None:
@@ -240,7 +236,7 @@ def test_schedules_rise_over_the_warmup_and_follow_their_curve(schedule: str, ra
 def test_rates_and_decay_reach_the_weights_they_are_for(reviews: Path, tiny_bert: Path) -> None:
     base = one_step(tiny_bert, reviews, "classification", "training.warmup=0", "training.weight_decay=0")
     plain, decayed, head_only = (
-        weights(train(base.override(*more)))
+        artifact(train(base.override(*more)))
         for more in ([], ["training.weight_decay=0.5"], ["training.lr=1e-12", "training.head_lr=1e-2"])
     )
     before = load_file(tiny_bert / "model.safetensors")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import review_rows, tiny_recipe, write_jsonl
+from conftest import artifact, review_rows, tiny_recipe, write_jsonl
 from safetensors.torch import load_file
 
 from tl_nlp import Run, train
@@ -23,11 +23,6 @@ STEPS = 6  # of an epoch of the 84 training rows of `reviews` in batches of 16
 def checkpoint_weights(run: Run) -> dict[str, torch.Tensor]:
     """All weights that ever learn, as the last checkpoint has them."""
     return load_file(run.checkpoint_dir(run.checkpoint_steps()[-1]) / "weights.safetensors")
-
-
-def artifact(run: Run) -> dict[str, torch.Tensor]:
-    (file,) = run.model_dir.glob("*.safetensors")
-    return load_file(file)
 
 
 def changed_blocks(run: Run, checkpoint: Path) -> set[str]:

@@ -4,17 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import review_rows, tiny_recipe, write_jsonl
-from safetensors.torch import load_file
+from conftest import artifact, review_rows, tiny_recipe, write_jsonl
 
-from tl_nlp import Predictor, Run, train
+from tl_nlp import Predictor, train
 from tl_nlp.data.files import Files
 from tl_nlp.tasks.highlights import Highlights
-
-
-def trained(run: Run) -> dict[str, torch.Tensor]:
-    (file,) = run.model_dir.glob("*.safetensors")
-    return load_file(file)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +28,7 @@ def test_an_option_changes_what_is_trained(
         rows = [{"text": f"The film was {n}. The plot is good. It was dull.", "target": "the plot"} for n in range(40)]
         reviews = write_jsonl(tmp_path / "papers.jsonl", rows)
     recipe = tiny_recipe(tiny_bert, reviews, task)
-    plain, changed = trained(train(recipe)), trained(train(recipe.override(override)))
+    plain, changed = artifact(train(recipe)), artifact(train(recipe.override(override)))
     same = plain.keys() == changed.keys() and all(torch.equal(plain[name], changed[name]) for name in plain)
     assert not same
 

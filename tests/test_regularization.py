@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import MINILM, review_rows, tiny_recipe, write_jsonl
+from conftest import MINILM, artifact, review_rows, tiny_recipe, write_jsonl
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -23,10 +23,6 @@ from tl_nlp.pretrained import load_tokenizer
 from tl_nlp.recipe import Augmentation, Training
 from tl_nlp.steps import Steps, _mix
 from tl_nlp.training import _encode, prepare, steps_of
-
-
-def artifact(run: Run) -> dict[str, torch.Tensor]:
-    return load_file(run.model_dir / "model.safetensors")
 
 
 def drawn_logits(*shape: int) -> torch.Tensor:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tl_nlp.errors import CheckpointError
-from tl_nlp.families import head_modules
 from tl_nlp.heads import HEADS
-from tl_nlp.model import load_base
+from tl_nlp.model import load_base, quantization_options, unquantized
 from tl_nlp.pretrained import checked, find, load_tokenizer
 from tl_nlp.recipe import Checkpoint, Recipe
 from tl_nlp.run import Run, read_recipe
@@ -56,7 +55,7 @@ def save_artifact(model: Any, tokenizer: Any, recipe: Recipe, run: Run) -> None:
         if (folder / "adapter_config.json").exists():
             _name_base(folder / "adapter_config.json", recipe.checkpoint.name)
         tokenizer.save_pretrained(str(folder))
-        (folder / "README.md").write_text(_readme(recipe, head_modules(model)), "utf-8")
+        (folder / "README.md").write_text(_readme(recipe, unquantized(model)), "utf-8")
         (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", "utf-8")
 
 
@@ -71,9 +70,9 @@ def _is_on_hub(checkpoint: str) -> bool:
     return checkpoint.count("/") == 1 and not Path(checkpoint).exists()
 
 
-def _readme(recipe: Recipe, head: list[str]) -> str:
-    """What the artifact is, and the lines that load it, to be run in its folder."""
-    lines = _loading(recipe, head)
+def _readme(recipe: Recipe, skip: list[str]) -> str:
+    """What the artifact is, and the lines that load it, to be run in its folder; `skip` was not quantized."""
+    lines = _loading(recipe, skip)
     note = ""
     if "CHECKPOINT" in lines:
         name = recipe.checkpoint.name
@@ -86,7 +85,7 @@ def _readme(recipe: Recipe, head: list[str]) -> str:
     )
 
 
-def _loading(recipe: Recipe, head: list[str]) -> str:
+def _loading(recipe: Recipe, skip: list[str]) -> str:
     auto_class = HEADS[recipe.task.head](**recipe.task.head_settings()).auto_class
     tokenizer = 'tokenizer = AutoTokenizer.from_pretrained(".")'
     if recipe.method.opens_with == "tl_nlp":
@@ -95,7 +94,7 @@ def _loading(recipe: Recipe, head: list[str]) -> str:
         model = f'model = {auto_class}.from_pretrained(".")'
         return f"from transformers import {auto_class}, AutoTokenizer\n\n{model}\n{tokenizer}"
     base = recipe.checkpoint.name if _is_on_hub(recipe.checkpoint.name) else "CHECKPOINT"
-    model = f"model = {auto_class}.from_pretrained({', '.join([repr(base), *_base_options(recipe, head)])})"
+    model = f"model = {auto_class}.from_pretrained({', '.join([repr(base), *_base_options(recipe, skip)])})"
     more = ", BitsAndBytesConfig" if "BitsAndBytesConfig" in model else ""
     return (
         f"from peft import PeftModel\nfrom transformers import {auto_class}, AutoTokenizer{more}\n\n{model}\n"
@@ -103,19 +102,16 @@ def _loading(recipe: Recipe, head: list[str]) -> str:
     )
 
 
-def _base_options(recipe: Recipe, head: list[str]) -> list[str]:
+def _base_options(recipe: Recipe, skip: list[str]) -> list[str]:
     """What `from_pretrained` must be told to load the checkpoint as the adapter knew it."""
     options = [f"num_labels={len(recipe.task.outputs())}"] if recipe.task.outputs() else []
     if recipe.checkpoint.revision and _is_on_hub(recipe.checkpoint.name):
         options.append(f"revision={recipe.checkpoint.revision!r}")
     load_in = recipe.checkpoint.load_in
     if load_in in ("int8", "nf4"):
-        bits = {
-            "int8": "load_in_8bit=True",
-            "nf4": 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="bfloat16"',
-        }[load_in]
-        skipped = head or ["lm_head"]
-        options.append(f"quantization_config=BitsAndBytesConfig({bits}, llm_int8_skip_modules={skipped})")
+        bits = quantization_options(load_in, skip)
+        words = ", ".join(f"{name}={value!r}" for name, value in bits.items())
+        options.append(f"quantization_config=BitsAndBytesConfig({words})")
     elif load_in != "float32":
         options.append(f"dtype={load_in!r}")
     return options

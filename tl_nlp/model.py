@@ -182,7 +182,7 @@ def _number_format(load_in: str, skeleton: Any) -> dict[str, Any]:
     """The arguments of `from_pretrained` that load frozen weights so, the head left in full precision."""
     import torch
 
-    config, skip = skeleton.config, head_modules(skeleton) or ["lm_head"]
+    config, skip = skeleton.config, unquantized(skeleton)
     own = getattr(config, "quantization_config", None)
     if load_in not in ("int8", "nf4"):
         if own is not None:
@@ -213,17 +213,22 @@ def _quantization(load_in: str, skip: list[str]) -> Any:
         import bitsandbytes  # noqa: F401
     except ImportError:
         raise HardwareError(f"checkpoint.load_in={load_in} needs bitsandbytes: pip install 'tl-nlp[gpu]'") from None
-    import torch
     from transformers import BitsAndBytesConfig
 
-    if load_in == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=skip,
-    )
+    return BitsAndBytesConfig(**quantization_options(load_in, skip))
+
+
+def quantization_options(load_in: str, skip: list[str]) -> dict[str, Any]:
+    """The keyword arguments of `BitsAndBytesConfig` for int8 or nf4; the modules in `skip` stay in full precision."""
+    bits: dict[str, Any] = {"load_in_8bit": True}
+    if load_in == "nf4":
+        bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"}
+    return {**bits, "llm_int8_skip_modules": skip}
+
+
+def unquantized(model: Any) -> list[str]:
+    """The modules that stay in full precision: the head, or what writes in its place."""
+    return head_modules(model) or ["lm_head"]
 
 
 def placed(model: Any, device: Any) -> Any:
