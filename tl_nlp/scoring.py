@@ -12,6 +12,7 @@ import evaluate
 import numpy as np
 
 from tl_nlp import metrics
+from tl_nlp.types import Metrics
 
 
 class _Metric(evaluate.Metric):
@@ -36,10 +37,10 @@ class LabelMetrics(_Metric):
 
     inputs = {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
 
-    def _compute(self, predictions: list[str], references: list[str], labels: list[str]) -> dict[str, float]:
+    def _compute(self, predictions: list[str], references: list[str], labels: list[str]) -> Metrics:
         return {
             "accuracy": metrics.accuracy(references, predictions),
-            "macro_f1": metrics.macro_f1(references, predictions, labels),
+            "macro_f1": metrics.macro_f1(*(metrics.indicators(side, labels) for side in (references, predictions))),
         }
 
 
@@ -51,7 +52,7 @@ class LabelsMetrics(_Metric):
         "references": datasets.Sequence(datasets.Value("int8")),
     }
 
-    def _compute(self, predictions: list[list[int]], references: list[list[int]]) -> dict[str, float]:
+    def _compute(self, predictions: list[list[int]], references: list[list[int]]) -> Metrics:
         r, p = np.asarray(references), np.asarray(predictions)
         return {
             "micro_f1": metrics.micro_f1(r, p),
@@ -78,7 +79,7 @@ class ScoreMetrics(_Metric):
         groups: list[str],
         lows: list[float],
         step: float,
-    ) -> dict[str, float]:
+    ) -> Metrics:
         r, p = np.asarray(references), np.asarray(predictions)
         steps_r, steps_p = (np.rint((grades - np.asarray(lows)) / step) for grades in (r, p))
         return {
@@ -105,5 +106,5 @@ class TextMetrics(_Metric):
         "references": datasets.Sequence(datasets.Value("string")),
     }
 
-    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+    def _compute(self, predictions: list[str], references: list[list[str]]) -> Metrics:
         return {**metrics.rouge(references, predictions), "bleu": metrics.bleu(references, predictions)}

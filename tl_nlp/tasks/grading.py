@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from tl_nlp.errors import DataError, RecipeError
+from tl_nlp.metrics import Measured
 from tl_nlp.recipe import Pooling, Task
 from tl_nlp.types import Metrics, Prediction, Scores
 from tl_nlp.windows import text_windows
@@ -117,10 +118,11 @@ class Grading(Task):
         given = np.asarray([list(p.scores.values()) for p in predictions if isinstance(p, Scores)])
         lows = np.asarray([low for low, _ in self._scales(rows)])
         groups = np.asarray([str(group) for group in rows.get("group") or ["all"] * len(given)])
-        by_trait = {}
+        by_trait, inside = {}, {}
         for column, trait in enumerate(self.traits):
             graded = ~np.isnan(references[:, column])
             if graded.any():
+                inside[trait] = graded
                 by_trait[trait] = ScoreMetrics().compute(
                     predictions=given[graded, column],
                     references=references[graded, column],
@@ -128,7 +130,13 @@ class Grading(Task):
                     lows=lows[graded],
                     step=self.step,
                 )
+        if len(self.traits) == 1:
+            return by_trait[self.traits[0]]
         names = next(iter(by_trait.values()))
-        means = {name: float(np.mean([values[name] for values in by_trait.values()])) for name in names}
-        own = {f"{name}_{trait}": value for trait, values in by_trait.items() for name, value in values.items()}
-        return means if len(self.traits) == 1 else means | own
+        means: Metrics = {name: Measured.mean_of([(inside[t], by_trait[t][name]) for t in by_trait]) for name in names}
+        own: Metrics = {
+            f"{name}_{trait}": Measured.mean_of([(inside[trait], value)])
+            for trait, values in by_trait.items()
+            for name, value in values.items()
+        }
+        return means | own
