@@ -8,6 +8,7 @@ from conftest import review_rows, write_jsonl
 
 from tl_nlp.data.files import Files
 from tl_nlp.errors import DataError
+from tl_nlp.tables import Reject
 
 
 def write(tmp_path: Path, rows: list[dict]) -> Path:
@@ -95,11 +96,62 @@ def test_what_is_missing_is_named(tmp_path: Path, choices: dict, message: str) -
     assert "row of the file" not in str(caught.value)
 
 
-def test_empty_texts_are_refused_with_their_row(tmp_path: Path) -> None:
+def test_unusable_rows_are_left_out_while_they_are_few(tmp_path: Path) -> None:
     rows = review_rows(30)
-    rows[7]["text"] = "  "
-    with pytest.raises(DataError, match="split train: 1 rows have an empty text, row 8 of the file"):
-        Files(path=write(tmp_path, rows)).load()
+    rows[7]["text"], rows[9]["text"] = "  ", "a\0b"
+    path = write(tmp_path, rows)
+    with pytest.raises(DataError, match=r"train, row 8: the text is empty \(2 of 30 rows are rejected\); at most 1 %"):
+        Files(path=path).load()
+    rejects: list[Reject] = []
+    splits = Files(path=path, max_rejects=0.1).load(rejects)
+    assert sum(len(split) for split in splits.values()) == 28
+    assert [(one.source, one.place, one.reason) for one in rejects] == [
+        ("train", "row 8", "the text is empty"),
+        ("train", "row 10", "the text holds a NUL character"),
+    ]
+
+
+def test_near_equal_texts_share_a_split(tmp_path: Path) -> None:
+    rows = review_rows(200, seed=3)
+    twins = []
+    for row in rows:
+        words = [f"w{n}" for n in range(len(twins), len(twins) + 16)] + row["text"].split()[:4]
+        twins += [
+            {**row, "text": " ".join(words)},
+            {**row, "text": " ".join([*words[:5], "other", *words[6:]]).upper()},
+        ]
+    splits = Files(path=write(tmp_path, twins)).load()
+    starts = [{" ".join(text.lower().split()[:5]) for text in split["text"]} for split in splits.values()]
+    assert sum(map(len, starts)) == len(set().union(*starts)) == 200
+
+
+@pytest.mark.parametrize("planted", ["equal", "one word changed", "author"])
+def test_a_leak_between_given_splits_stops_or_is_dropped(tmp_path: Path, planted: str) -> None:
+    def text(n: int) -> str:
+        return " ".join(f"{part}{n}" for part in "abcdefghijklmnopqrst")
+
+    train = [{"text": text(n), "target": str(n % 2), "author": f"a{n % 50}"} for n in range(300)]
+    test = [{"text": text(1000 + n), "target": str(n % 2), "author": f"b{n}"} for n in range(100)]
+    for n in range(2):
+        if planted == "author":
+            test[n]["author"] = f"a{n}"
+        else:
+            test[n]["text"] = text(n) if planted == "equal" else text(n).replace(f"j{n}", "changed")
+    paths = {"train": write_jsonl(tmp_path / "a.jsonl", train), "test": write_jsonl(tmp_path / "b.jsonl", test)}
+    if planted == "author":
+        assert len(Files(**paths, group="author").load()["test"]) == 100  # a group may be on both sides
+        paths["keep_together"] = "author"
+    with pytest.raises(DataError, match=r"2 of 100 rows of test have a row of train that is equal or nearly equal"):
+        Files(**paths).load()
+    rejects: list[Reject] = []
+    splits = Files(**paths, overlap="drop").load(rejects)
+    n_dropped = 12 if planted == "author" else 2
+    assert len(rejects) == n_dropped
+    assert len(splits["train"]) + len(splits["validation"]) == 300 - n_dropped
+    assert sum(len(split) for split in Files(**paths, overlap="keep").load().values()) == 400
+    few = [*test, *({**row, "text": text(2000 + n), "author": f"c{n}"} for n, row in enumerate(test * 2))]
+    write_jsonl(paths["test"], few)  # 2 of 300 are below 1 %
+    assert len(Files(**paths).load()["train"]) == len(splits["train"])
 
 
 def test_rows_that_belong_to_nobody_are_not_kept_together(tmp_path: Path) -> None:

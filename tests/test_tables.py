@@ -1,5 +1,6 @@
 """Files of rows: text stays text, and a fault is named with file, line and reason."""
 
+import gzip
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from tl_nlp.errors import DataError
-from tl_nlp.tables import read_table, write_rows
+from tl_nlp.tables import Reject, read_table, write_rows
 
 
 def test_csv_text_stays_text(tmp_path: Path) -> None:
@@ -72,3 +73,52 @@ def test_predictions_as_csv_are_flat_and_run_no_formula(tmp_path: Path) -> None:
 def test_texts_that_look_like_dates_stay_text(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "2020-01-01", "target": "2020-01-01T10:00:00"}\n')
     assert read_table(tmp_path / "a.jsonl").to_pylist() == [{"text": "2020-01-01", "target": "2020-01-01T10:00:00"}]
+
+
+GOOD = "".join(f"text {n},{n % 2}\n" for n in range(300))
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("a.csv", b"a,b,c\n", "line 302: 3 fields where the first line names 2 columns"),
+        ("a.csv", b"caf\xe9,1\n", "line 302: byte 0xe9 is not UTF-8"),
+        ("a.csv", b'"open,1\n', "line 302: a quote opens here and does not close"),
+        ("a.csv", b'"a"b,1\n', "line 302: ',' expected after '\"'"),
+        ("a.csv", b"x" * 3_000_000 + b",1\n", "line 302: the line has over 1,000,000 bytes"),
+    ],
+)
+def test_good_rows_of_a_csv_are_kept(tmp_path: Path, name: str, line: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(b"text,target\n" + GOOD.encode() + line + GOOD.replace("text", "more").encode())
+    rejects: list[Reject] = []
+    table = read_table(tmp_path / name, rejects)
+    assert table["text"].to_pylist() == [f"{word} {n}" for word in ("text", "more") for n in range(300)]
+    assert [str(one).startswith(f"{tmp_path / name}, {message}") for one in rejects] == [True]
+    with pytest.raises(DataError, match="line 302"):
+        read_table(tmp_path / name)
+
+
+@pytest.mark.parametrize("line", [b'{"text": "cut of', b"[1]", b'{"text": "caf\xe9"}', b"[" * 100_000])
+def test_good_lines_of_a_jsonl_are_kept(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' + line + b'\n{"text": "NA"}\n')
+    rejects: list[Reject] = []
+    assert read_table(tmp_path / "a.jsonl", rejects)["text"].to_pylist() == ["a", "NA"]
+    assert [one.place for one in rejects] == ["line 2"]
+
+
+def test_packed_files_are_read_and_bombs_are_not(tmp_path: Path) -> None:
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"text,target\nNA,1\n"))
+    assert read_table(tmp_path / "a.csv.gz").to_pylist() == [{"text": "NA", "target": "1"}]
+    (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(b"text,target\n" + b"x" * 60_000_000))
+    with pytest.raises(DataError, match=r"bomb\.csv\.gz unpacks to over 50 MB"):
+        read_table(tmp_path / "bomb.csv.gz")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 100)[:40])
+    with pytest.raises(DataError, match=r"no whole \.gz file"):
+        read_table(tmp_path / "cut.jsonl.gz")
+
+
+def test_a_csv_that_is_none_is_given_up(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"text,target\n" + b'"x" y "z\n' * 500)
+    rejects: list[Reject] = []
+    assert not len(read_table(tmp_path / "a.csv", rejects))
+    assert len(rejects) == 500

@@ -127,7 +127,7 @@ def _evaluate(
         shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         tqdm.write(f"epoch {progress.step / plan.steps_per_epoch:.2f}, validation: {shown}", file=sys.stderr)
     if metrics[main_metric] > progress.best:
-        progress.best, progress.best_step, progress.stale = metrics[main_metric], progress.step, 0
+        progress.best, progress.best_step, progress.stale = float(metrics[main_metric]), progress.step, 0
         return True
     progress.stale += progress.step > plan.first_steps  # a head alone may stand still before the rest begins
     progress.stopped_early = patience is not None and progress.stale >= patience

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import DatasetDict
 
+    from tl_nlp.tables import Reject
+
     Rows = dict[str, list[Any]]  # column name to values, all of one length
 
 Pooling = Literal["checkpoint", "mean"]
@@ -98,13 +100,16 @@ class Data(Component):
     keep_together: str | None = None  # rows that share this column's value (author, source) stay in one split
     validation_share: float = Field(0.15, gt=0, lt=0.5)  # of the rows, where there is no validation split
     test_share: float = Field(0.15, gt=0, lt=0.5)
+    overlap: Literal["refuse", "drop", "keep"] = "refuse"  # of given splits; refuse: beyond 1 % of a test, else drop
+    max_rejects: float = Field(0.01, ge=0, lt=1)  # share of rows that may be unusable and left out
     rows: int | None = Field(None, ge=1)  # at most this many of each split, for a quick try
     seed: int = 0  # splits and `rows` depend on it alone
 
     @abstractmethod
-    def load(self) -> DatasetDict:
+    def load(self, rejects: list[Reject] | None = None) -> DatasetDict:
         """The splits train, validation and test (and further tests) of rows with the columns of `types.COLUMNS`.
-        Raises DataError."""
+
+        Rows that are left out are added to `rejects`. Raises DataError where they are too many."""
 
 
 class Method(Component):

@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tl_nlp import duplicates
 from tl_nlp.errors import DataError
+from tl_nlp.tables import MAX_CHARACTERS, Reject, keep_few
 from tl_nlp.types import COLUMNS
 
 if TYPE_CHECKING:
@@ -22,18 +24,20 @@ KEEP_TOGETHER = "keep_together"
 """Our name for the column that `data.keep_together` names."""
 
 
-def prepare(tables: dict[str, pa.Table], data: Data) -> DatasetDict:
+def prepare(tables: dict[str, pa.Table], data: Data, rejects: list[Reject]) -> DatasetDict:
     """The splits of a recipe from raw tables by split name. A missing validation or test split is made from train.
 
-    Raises DataError for a missing column, an empty split or an empty text.
+    Adds rows that are left out to `rejects`. Raises DataError for a missing column, an empty split, too many rejects,
+    and given splits that overlap.
     """
     from datasets import Dataset, DatasetDict
     from datasets.table import InMemoryTable
 
-    tables = {split: _cleaned(table, data, split) for split, table in tables.items()}
-    tables = _split(tables, data)
+    tables = {split: _cleaned(table, data, split, rejects) for split, table in tables.items()}
+    tables = _split(_apart(tables, data, rejects), data)
     rows = DatasetDict()
     for split, table in tables.items():
+        table = table.drop_columns(_NUMBER)
         if data.rows is not None and len(table) > data.rows:
             chosen = np.random.default_rng(data.seed).permutation(len(table))[: data.rows]
             table = table.take(np.sort(chosen))
@@ -67,21 +71,27 @@ def _sources(data: Data) -> dict[str, str]:
     return {name: getattr(data, name) or name for name in COLUMNS} | data.columns
 
 
-def _cleaned(table: pa.Table, data: Data, split: str) -> pa.Table:
-    """The rows the recipe keeps, under our names. Raises DataError for an empty text, with its row in the file."""
+_NUMBER = "row of the file"
+
+
+def _cleaned(table: pa.Table, data: Data, split: str, rejects: list[Reject]) -> pa.Table:
+    """The rows the recipe keeps and that have a text, under our names, each with its number in the file."""
     numbered = table.append_column(_NUMBER, pa.array(np.arange(1, len(table) + 1)))
     table = _renamed(_kept(numbered, data, split), data, split)
-    empty = pc.equal(pc.utf8_trim_whitespace(table["text"]), "")
-    n_empty = pc.sum(empty).as_py() or 0
-    if n_empty:
-        first = table[_NUMBER].filter(empty)[0]
-        raise DataError(
-            f"split {split}: {n_empty} rows have an empty text, row {first} of the file the first; remove or fill them"
-        )
-    return table.drop_columns(_NUMBER)
-
-
-_NUMBER = "row of the file"
+    text = table["text"]
+    faults = {
+        "the text is empty": pc.equal(pc.utf8_trim_whitespace(text), ""),
+        "the text holds a NUL character": pc.match_substring(text, "\0"),
+        f"the text has over {MAX_CHARACTERS:,} characters": pc.greater(pc.utf8_length(text), MAX_CHARACTERS),
+    }
+    found, is_good = [], np.ones(len(table), bool)
+    for reason, is_faulty in faults.items():
+        faulty = is_faulty.to_numpy()
+        for row in np.flatnonzero(faulty & is_good):
+            found.append(Reject(split, f"row {table[_NUMBER][row]}", reason, text[row].as_py()[:200]))
+        is_good &= ~faulty
+    keep_few(found, len(table), data.max_rejects, rejects)
+    return table.filter(pa.array(is_good)) if found else table
 
 
 def _kept(table: pa.Table, data: Data, split: str) -> pa.Table:
@@ -175,7 +185,8 @@ def _split(tables: dict[str, pa.Table], data: Data) -> dict[str, pa.Table]:
 def assign(table: pa.Table, shares: dict[str, float], seed: int) -> np.ndarray:
     """The split name of every row: each of `shares`, the rest train.
 
-    Stratified by target. Rows with equal (text, pair), or with one value of the column keep_together, get one split.
+    Stratified by target. Rows with equal or nearly equal (text, pair), or with one value of the column keep_together,
+    get one split.
     """
     blocks = _blocks(table)
     strata = _strata(table["target"])
@@ -200,23 +211,75 @@ def assign(table: pa.Table, shares: dict[str, float], seed: int) -> np.ndarray:
     return np.asarray(names, dtype=object)[part[blocks]]
 
 
+def _apart(tables: dict[str, pa.Table], data: Data, rejects: list[Reject]) -> dict[str, pa.Table]:
+    """Given splits without the training rows that are in a later one too, and without the validation rows that are in
+    a test. Raises DataError where they are over 1 % of a test split, unless data.overlap says otherwise."""
+    order = [name for name in dict.fromkeys(("train", "validation", *tables)) if name in tables]
+    if len(order) < 2 or data.overlap == "keep":
+        return tables
+    shared = [
+        name for name in ("text", "pair", KEEP_TOGETHER) if all(name in table.column_names for table in tables.values())
+    ]
+    columns = [pa.table({name: _as_text(tables[split][name]) for name in shared}) for split in order]
+    blocks = np.split(_blocks(pa.concat_tables(columns)), np.cumsum([len(table) for table in columns])[:-1])
+    clean = dict(tables)
+    for place, split in enumerate(order):
+        if split not in ("train", "validation"):
+            continue
+        is_double = np.zeros(len(blocks[place]), bool)
+        for later in range(place + 1, len(order)):
+            is_here = np.isin(blocks[later], blocks[place])
+            is_double |= np.isin(blocks[place], blocks[later])
+            if data.overlap == "refuse" and order[later] != "validation" and is_here.mean() > _MAX_OVERLAP:
+                n_shared, mine, theirs = int(is_here.sum()), tables[split][_NUMBER], tables[order[later]][_NUMBER]
+                row = int(np.flatnonzero(is_here)[0])
+                twin = int(np.flatnonzero(blocks[place] == blocks[later][row])[0])
+                how = "equal or nearly equal" + (f", or of one {data.keep_together}" if KEEP_TOGETHER in shared else "")
+                raise DataError(
+                    f"{n_shared} of {len(is_here)} rows of {order[later]} have a row of {split} that is {how}, as row "
+                    f"{theirs[row]} has row {mine[twin]}; scores on them would flatter; remove them, or let "
+                    "data.overlap=drop take them out of training"
+                )
+        for number in np.flatnonzero(is_double):
+            reason = "equal or nearly equal to a row of a later split"
+            text = tables[split]["text"][number].as_py()
+            rejects.append(Reject(split, f"row {tables[split][_NUMBER][number]}", reason, text[:200]))
+        clean[split] = tables[split].filter(pa.array(~is_double))
+    return clean
+
+
+_MAX_OVERLAP = 0.01  # of a test split
+
+
 def _blocks(table: pa.Table) -> np.ndarray:
-    """A number for each row, equal for rows that must share a split; numbers count from 0 without gaps."""
+    """A number for each row, equal for rows that must share a split: (text, pair) equal or nearly so, or one value of
+    the column keep_together. Numbers count from 0 without gaps."""
+    pair = _codes(table["pair"]) if "pair" in table.column_names else np.zeros(len(table), np.int64)
+    text = _codes(table["text"])
+    links = [
+        np.unique(text * (int(pair.max(initial=0)) + 1) + pair, return_inverse=True)[1],
+        duplicates.groups(table["text"].to_pylist(), pair),
+    ]
+    if KEEP_TOGETHER in table.column_names:
+        together = _codes(table[KEEP_TOGETHER])
+        alone = pc.equal(pc.fill_null(_as_text(table[KEEP_TOGETHER]), ""), "").to_numpy(zero_copy_only=False)
+        together[alone] = len(together) + np.arange(alone.sum())  # rows without a value belong to nobody
+        links.append(together)
+    return _joined(links)
+
+
+def _joined(links: list[np.ndarray]) -> np.ndarray:
+    """A number for each row, equal for rows that share a number in one of `links`, directly or by steps."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    text = _codes(table["text"])
-    if "pair" in table.column_names:
-        pair = _codes(table["pair"])
-        text = np.unique(text.astype(np.int64) * (int(pair.max(initial=0)) + 1) + pair, return_inverse=True)[1]
-    if KEEP_TOGETHER not in table.column_names:
-        return text
-    together = _codes(table[KEEP_TOGETHER])
-    alone = pc.equal(pc.fill_null(_as_text(table[KEEP_TOGETHER]), ""), "").to_numpy(zero_copy_only=False)
-    together[alone] = len(together) + np.arange(alone.sum())  # rows without a value belong to nobody
-    n_texts, n_values = int(text.max(initial=-1)) + 1, int(together.max(initial=-1)) + 1
-    edges = coo_array((np.ones(len(text)), (text, n_texts + together)), shape=(n_texts + n_values,) * 2)
-    component = connected_components(edges, directed=False)[1][text]
+    n_rows, offset, rows, nodes = len(links[0]), len(links[0]), [], []
+    for link in links:
+        rows.append(np.arange(n_rows))
+        nodes.append(offset + link)
+        offset += int(link.max(initial=-1)) + 1
+    edges = coo_array((np.ones(n_rows * len(links)), (np.concatenate(rows), np.concatenate(nodes))), (offset, offset))
+    component = connected_components(edges, directed=False)[1][:n_rows]
     return np.unique(component, return_inverse=True)[1]
 
 

@@ -15,7 +15,7 @@ class Aclsum(Data):
 
     aspects: tuple[Literal["challenge", "approach", "outcome"], ...] = ("challenge", "approach", "outcome")
 
-    def load(self) -> Any:
+    def load(self, rejects: Any = None) -> Any:
         import json
 
         import pyarrow as pa
@@ -28,7 +28,7 @@ class Aclsum(Data):
             papers = [json.loads(line) for line in (folder / f"{file}.jsonl").read_text("utf-8").splitlines()]
             rows = [self._row(paper, aspect) for paper in papers for aspect in self.aspects]
             tables[split] = pa.Table.from_pylist(rows)
-        return prepare(tables, self)
+        return prepare(tables, self, [] if rejects is None else rejects)
 
     @staticmethod
     def _row(paper: dict[str, Any], aspect: str) -> dict[str, Any]:

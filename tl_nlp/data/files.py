@@ -30,10 +30,17 @@ class Files(Data):
         """Where a path of the recipe leads."""
         return path
 
-    def load(self) -> Any:
+    def load(self, rejects: Any = None) -> Any:
         from tl_nlp.rows import prepare
-        from tl_nlp.tables import read_table
+        from tl_nlp.tables import keep_few, read_table
+
+        rejects = [] if rejects is None else rejects
 
         paths = {"train": self.path or self.train, "validation": self.validation, "test": self.test, **self.tests}
-        tables = {split: read_table(self.locate(path)) for split, path in paths.items() if path is not None}
-        return prepare(tables, self)
+        tables = {}
+        for split, path in paths.items():
+            if path is not None:
+                unread: list[Any] = []
+                tables[split] = read_table(self.locate(path), unread)
+                keep_few(unread, len(tables[split]) + len(unread), self.max_rejects, rejects)
+        return prepare(tables, self, rejects)

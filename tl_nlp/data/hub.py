@@ -18,7 +18,7 @@ class Hub(Data):
     test: str | None = None
     tests: dict[TestSplit, str] = {}
 
-    def load(self) -> Any:
+    def load(self, rejects: Any = None) -> Any:
         import datasets
 
         from tl_nlp.rows import prepare
@@ -38,7 +38,7 @@ class Hub(Data):
             except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
                 raise DataError(f"data set {self.name!r}, split {theirs!r}: {str(error).splitlines()[0]}") from None
             tables[split] = named_classes(rows)
-        return prepare(tables, self)
+        return prepare(tables, self, [] if rejects is None else rejects)
 
 
 def named_classes(rows: Any) -> Any:
