@@ -54,11 +54,33 @@ def compute(model: Any, encoded: Encoded, pad_id: int, precision: str, descripti
 
     Where the head reads only a window's first state, as BERT's does, only that one is kept.
     """
-    device = next(model.parameters()).device
-    model.eval()
     lengths = window_lengths(encoded)
     first_only = _reads_first_only(model)
     windows_of: list[list[np.ndarray]] = [[] for _ in lengths]
+    for rows, states, mask in _states(model, encoded, pad_id, precision, description):
+        for row, window, n_tokens in zip(rows, states, mask.sum(axis=1), strict=True):
+            windows_of[row].append(window[: 1 if first_only else n_tokens].copy())
+    columns = {name: encoded[name][:] for name in encoded.column_names if name in ("labels", "sentence_ids")}
+    return Features({"features": windows_of, "lengths": lengths, **columns}, lengths)
+
+
+def embeddings(model: Any, encoded: Encoded, pad_id: int, precision: str, description: str) -> np.ndarray:
+    """The mean of the backbone's last states over all tokens of each row; float32 of shape (examples, hidden)."""
+    sums = np.zeros((len(encoded), model.config.hidden_size), np.float32)
+    counts = np.zeros((len(encoded), 1), np.float32)
+    for rows, states, mask in _states(model, encoded, pad_id, precision, description):
+        np.add.at(sums, rows, (states * mask[:, :, None]).sum(axis=1))
+        np.add.at(counts, rows, mask.sum(axis=1, keepdims=True))
+    return sums / counts
+
+
+def _states(
+    model: Any, encoded: Encoded, pad_id: int, precision: str, description: str
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """A pass at a time, in eval mode: each window's row, its states (windows, tokens, hidden), and its mask."""
+    device = next(model.parameters()).device
+    model.eval()
+    lengths = window_lengths(encoded)
     bar = tqdm(total=len(lengths), desc=description, unit="row", file=sys.stderr)
     with torch.inference_mode(), autocast(precision, device), bar:
         for rows in budgeted(lengths):
@@ -66,12 +88,8 @@ def compute(model: Any, encoded: Encoded, pad_id: int, precision: str, descripti
             batch = collate({name: columns[name] for name in columns if name != "labels"}, pad_id, device)
             inputs = {n: batch[n] for n in ("input_ids", "attention_mask", "token_type_ids") if n in batch}
             states = model.base_model(**inputs).last_hidden_state.float().cpu().numpy()
-            kept = np.ones(len(states), int) if first_only else batch["attention_mask"].sum(1).cpu().numpy()
-            for row, window, n_kept in zip(batch["rows"].tolist(), states, kept, strict=True):
-                windows_of[rows[row]].append(window[:n_kept].copy())
+            yield np.asarray(rows)[batch["rows"].cpu().numpy()], states, batch["attention_mask"].cpu().numpy()
             bar.update(len(rows))
-    columns = {name: encoded[name][:] for name in encoded.column_names if name in ("labels", "sentence_ids")}
-    return Features({"features": windows_of, "lengths": lengths, **columns}, lengths)
 
 
 def _reads_first_only(model: Any) -> bool:

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from tl_nlp.combinations import impossible
 from tl_nlp.components import Component, Value, as_component
-from tl_nlp.errors import RecipeError
+from tl_nlp.errors import DataError, RecipeError
 from tl_nlp.types import COLUMNS, Metrics, Prediction
 
 if TYPE_CHECKING:
@@ -69,13 +69,32 @@ class Task(Component):
         return {}
 
     @abstractmethod
+    def faults(self, rows: Rows) -> dict[int, str]:
+        """Which rows have a target it cannot use, by their place, and why."""
+
+    def refuse_faults(self, rows: Rows) -> None:
+        """Raises DataError for the first row that `faults` finds."""
+        for number, reason in sorted(self.faults(rows).items())[:1]:
+            raise DataError(f"row {rows['id'][number]}: {reason}")
+
+    @abstractmethod
     def outputs(self) -> list[str]:
         """Names of the head's outputs; [] where the head writes text."""
 
     @abstractmethod
+    def labels_of(self, rows: Rows) -> list[Any]:
+        """The rows' targets as the head learns them, where it learns numbers. Raises DataError for one with a fault."""
+
+    def sentences_of(self, rows: Rows) -> list[list[str]]:
+        """The sentences of each row's text."""
+        from sentencex import segment
+
+        return [[one.strip() for one in segment("en", text) if one.strip()] or [text] for text in rows["text"]]
+
+    @abstractmethod
     def encode(self, rows: Rows, tokenizer: Any) -> Rows:
         """Rows as windows of token ids: `input_ids` is a list of windows for each row. Adds `labels` when the rows have
-        targets, and `cut`, the tokens of each row that no window holds."""
+        targets, and `cut`, the tokens of each row that no window holds. Raises DataError for a target with a fault."""
 
     @abstractmethod
     def decode(self, outputs: list[np.ndarray], rows: Rows, tokenizer: Any) -> list[Prediction]:

@@ -17,7 +17,7 @@ from tl_nlp.types import COLUMNS
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-    from tl_nlp.recipe import Data
+    from tl_nlp.recipe import Data, Recipe, Task
 
 
 KEEP_TOGETHER = "keep_together"
@@ -47,6 +47,30 @@ def prepare(tables: dict[str, pa.Table], data: Data, rejects: list[Reject]) -> D
             table = table.add_column(0, "id", pa.array([f"{split}-{number}" for number in range(len(table))]))
         rows[split] = Dataset(InMemoryTable(table))
     return rows
+
+
+def usable(rows: DatasetDict, task: Task, most: float, rejects: list[Reject]) -> DatasetDict:
+    """The rows with targets the task can use; others are added to `rejects`. Raises DataError for more than `most`."""
+    from datasets import DatasetDict
+
+    kept = DatasetDict()
+    for split, theirs in rows.items():
+        faults = task.faults(columns_of(theirs, (*COLUMNS, *task.columns)))
+        ids = theirs["id"]
+        texts = theirs["text"]
+        found = [Reject(split, f"row {ids[n]}", reason, texts[n][:200]) for n, reason in sorted(faults.items())]
+        keep_few(found, len(theirs), most, rejects)
+        kept[split] = theirs.select([n for n in range(len(theirs)) if n not in faults]) if faults else theirs
+    return kept
+
+
+def resolved(recipe: Recipe, rejects: list[Reject] | None = None) -> tuple[Task, DatasetDict]:
+    """The recipe's task with its labels or scale known, and the rows that it can use."""
+    rejects = [] if rejects is None else rejects
+    most = recipe.data.max_rejects
+    rows = usable(recipe.data.load(rejects), recipe.task, most, rejects)
+    task = recipe.task.resolve(rows)
+    return task, usable(rows, task, most, rejects)
 
 
 def select(table: pa.Table, data: Data, columns: tuple[str, ...]) -> Dataset:
@@ -188,7 +212,7 @@ def assign(table: pa.Table, shares: dict[str, float], seed: int) -> np.ndarray:
     Stratified by target. Rows with equal or nearly equal (text, pair), or with one value of the column keep_together,
     get one split.
     """
-    blocks = _blocks(table)
+    blocks = block_numbers(table)
     strata = _strata(table["target"])
     n_blocks = int(blocks.max(initial=-1)) + 1
     sizes = np.bincount(blocks, minlength=n_blocks)
@@ -221,7 +245,7 @@ def _apart(tables: dict[str, pa.Table], data: Data, rejects: list[Reject]) -> di
         name for name in ("text", "pair", KEEP_TOGETHER) if all(name in table.column_names for table in tables.values())
     ]
     columns = [pa.table({name: _as_text(tables[split][name]) for name in shared}) for split in order]
-    blocks = np.split(_blocks(pa.concat_tables(columns)), np.cumsum([len(table) for table in columns])[:-1])
+    blocks = np.split(block_numbers(pa.concat_tables(columns)), np.cumsum([len(table) for table in columns])[:-1])
     clean = dict(tables)
     for place, split in enumerate(order):
         if split not in ("train", "validation"):
@@ -251,7 +275,7 @@ def _apart(tables: dict[str, pa.Table], data: Data, rejects: list[Reject]) -> di
 _MAX_OVERLAP = 0.01  # of a test split
 
 
-def _blocks(table: pa.Table) -> np.ndarray:
+def block_numbers(table: pa.Table) -> np.ndarray:
     """A number for each row, equal for rows that must share a split: (text, pair) equal or nearly so, or one value of
     the column keep_together. Numbers count from 0 without gaps."""
     pair = _codes(table["pair"]) if "pair" in table.column_names else np.zeros(len(table), np.int64)
@@ -302,11 +326,25 @@ def _strata(target: pa.ChunkedArray) -> np.ndarray:
     return np.searchsorted(np.quantile(numbers, np.linspace(0.1, 0.9, 9)), numbers)
 
 
-def refuse_empty_targets(rows: dict[str, list[Any]]) -> None:
-    """For tasks whose targets are texts. Raises DataError with the row."""
-    for row, target in zip(rows["id"], rows["target"], strict=True):
-        if not isinstance(target, str) or not target.strip():
-            raise DataError(f"row {row}: its target {target!r} is no text; write it or drop the row")
+def empty_targets(rows: dict[str, list[Any]]) -> dict[int, str]:
+    """For tasks whose targets are texts: which rows have none, and so cannot be learned from or scored."""
+    return {
+        number: f"its target {target!r} is no text"
+        for number, target in enumerate(rows["target"])
+        if not isinstance(target, str) or not target.strip()
+    }
+
+
+def hashes(rows: Dataset) -> np.ndarray:
+    """A 64-bit hash of the words of (text, pair) of each row: equal where only case, marks or tags differ."""
+    import hashlib
+
+    pairs = rows["pair"] if "pair" in rows.column_names else [""] * len(rows)
+    words = (
+        f"{duplicates.plain(text)}\0{duplicates.plain(pair)}" for text, pair in zip(rows["text"], pairs, strict=True)
+    )
+    digests = b"".join(hashlib.blake2b(one.encode("utf-8", "replace"), digest_size=8).digest() for one in words)
+    return np.frombuffer(digests, np.uint64)
 
 
 def fingerprint(rows: Dataset) -> str:

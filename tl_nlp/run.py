@@ -22,7 +22,9 @@ class Run:
 
     recipe.json       the resolved recipe, written first
     environment.json  versions, revision, device, command, seeds
-    data.json         splits, their sizes and fingerprints, tokens no window holds
+    data.json         splits, their sizes and fingerprints, and what the check found
+    rejects.jsonl     rows that were left out, and why
+    row_hashes.parquet  of every row, so that it is known later what was trained on
     metrics.jsonl     a line for each report: step, epoch, split, values
     checkpoints/      of the best and the last step, each complete or absent
     model/            the artifact: weights or adapter, tokenizer and recipe
@@ -138,6 +140,14 @@ class Run:
 
     def write_data(self, values: dict[str, Any]) -> None:
         self._write("data.json", values)
+
+    def write_rejects(self, rejects: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rejects)
+        (self.folder / "rejects.jsonl").write_text(lines, "utf-8")
+
+    @property
+    def hashes_file(self) -> Path:
+        return self.folder / "row_hashes.parquet"
 
     def write_results(self, values: dict[str, Any]) -> None:
         self._write("results.json", values)

@@ -31,16 +31,22 @@ class Classification(Task):
     def resolve(self, rows: Any) -> "Classification":
         if self.labels:
             return self
-        found = sorted({target for split in rows.values() for target in split.unique("target")}, key=in_order)
-        if "" in found:
-            blank = next(row for split in rows.values() for row in split if row["target"] == "")
-            raise DataError(f"row {blank['id']}: its target is empty; label the row or drop it with data.where")
+        found = sorted({target for split in rows.values() for target in split.unique("target")} - {""}, key=in_order)
         if len(found) < 2:
-            raise DataError(f"the targets are all {found[0]!r}; a classification needs two or more labels")
+            raise DataError(f"the targets are all {''.join(found)!r}; a classification needs two or more labels")
         return self.model_copy(update={"labels": tuple(found)})
 
     def head_settings(self) -> dict[str, Any]:
         return {"pooling": self.pooling}
+
+    def faults(self, rows: dict[str, list[Any]]) -> dict[int, str]:
+        known, mend = set(self.labels), "add it to task.labels, or map it with data.values"
+        unknown = f"is none of the labels {', '.join(self.labels)}; {mend}"
+        return {
+            number: f"{target!r} {unknown}" if target else "its target is empty"
+            for number, target in enumerate(rows["target"])
+            if not target or (known and target not in known)
+        }
 
     def outputs(self) -> list[str]:
         return list(self.labels)
@@ -48,18 +54,12 @@ class Classification(Task):
     def encode(self, rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, list[Any]]:
         encoded = text_windows(rows["text"], rows.get("pair"), tokenizer, self.max_length, self.max_windows)
         if "target" in rows:
-            encoded["labels"] = [
-                self._index(target, row) for target, row in zip(rows["target"], rows["id"], strict=True)
-            ]
+            encoded["labels"] = self.labels_of(rows)
         return encoded
 
-    def _index(self, target: str, row: str) -> int:
-        if target not in self.labels:
-            raise DataError(
-                f"row {row}: {target!r} is none of the labels {', '.join(self.labels)}; "
-                "add it to task.labels, map it with data.values or drop the row with data.where"
-            )
-        return self.labels.index(target)
+    def labels_of(self, rows: dict[str, list[Any]]) -> list[int]:
+        self.refuse_faults(rows)
+        return [self.labels.index(target) for target in rows["target"]]
 
     def decode(self, outputs: list[np.ndarray], rows: dict[str, list[Any]], tokenizer: Any) -> list[Prediction]:
         return [
@@ -70,8 +70,7 @@ class Classification(Task):
     def score(self, predictions: list[Prediction], rows: dict[str, list[Any]]) -> Metrics:
         from tl_nlp.scoring import LabelMetrics
 
-        for target, row in zip(rows["target"], rows["id"], strict=True):
-            self._index(target, row)
+        self.refuse_faults(rows)
         names = [prediction.label for prediction in predictions if isinstance(prediction, Label)]
         return LabelMetrics().compute(predictions=names, references=rows["target"], labels=list(self.labels))
 

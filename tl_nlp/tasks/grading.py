@@ -44,7 +44,7 @@ class Grading(Task):
         if {"low", "high"} <= set(rows["train"].column_names):
             return self
         train = rows["train"]
-        grades = np.asarray([self._grades(t, row) for t, row in zip(train["target"], train["id"], strict=True)])
+        grades = np.asarray([self._grades(target) for target in train["target"]])
         low = float(np.nanmin(grades)) if self.low is None else self.low
         high = float(np.nanmax(grades)) if self.high is None else self.high
         if low >= high:
@@ -54,54 +54,72 @@ class Grading(Task):
     def head_settings(self) -> dict[str, Any]:
         return {"pooling": self.pooling}
 
+    def faults(self, rows: dict[str, list[Any]]) -> dict[int, str]:
+        found = {}
+        has_scale = all(getattr(self, end) is not None or rows.get(end) for end in ("low", "high"))
+        for number, target in enumerate(rows["target"]):
+            try:
+                grades = self._grades(target)
+                if has_scale:
+                    low, high = self._scale_of(rows, number)
+                    outside = [grade for grade in grades if grade < low or grade > high]
+                    if outside:
+                        found[number] = (
+                            f"the grade {outside[0]:g} is outside the scale {low:g} to {high:g} (task.low, task.high)"
+                        )
+            except ValueError as error:
+                found[number] = str(error)
+        return found
+
     def outputs(self) -> list[str]:
         return list(self.traits)
 
     def encode(self, rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, list[Any]]:
         encoded = text_windows(rows["text"], rows.get("pair"), tokenizer, self.max_length, self.max_windows)
         if "target" in rows:
-            encoded["labels"] = []
-            for row, target, (low, high) in zip(rows["id"], rows["target"], self._scales(rows), strict=True):
-                grades = self._grades(target, row)
-                outside = [grade for grade in grades if grade < low or grade > high]
-                if outside:
-                    raise DataError(
-                        f"row {row}: the grade {outside[0]:g} is outside the scale {low:g} to {high:g}; "
-                        "correct the row, or the scale in task.low and task.high"
-                    )
-                encoded["labels"].append([(grade - low) / (high - low) for grade in grades])
+            encoded["labels"] = self.labels_of(rows)
         return encoded
 
-    def _grades(self, target: Any, row: str) -> list[float]:
-        """One number for each trait, NaN where it is not graded."""
+    def labels_of(self, rows: dict[str, list[Any]]) -> list[list[float]]:
+        self.refuse_faults(rows)
+        return [
+            [(grade - low) / (high - low) for grade in self._grades(target)]
+            for target, (low, high) in zip(rows["target"], self._scales(rows), strict=True)
+        ]
+
+    def _grades(self, target: Any) -> list[float]:
+        """One number for each trait, NaN where it is not graded. Raises ValueError."""
         values = target if isinstance(target, dict) else {self.traits[0]: target}
         missing = [trait for trait in self.traits if trait not in values]
         if missing:
-            raise DataError(f"row {row}: no trait {missing[0]!r} in its target; there are: {', '.join(values)}")
+            raise ValueError(f"no trait {missing[0]!r} in its target; there are: {', '.join(values)}")
         try:
             grades = [math.nan if values[t] in (None, "") else float(values[t]) for t in self.traits]
         except (TypeError, ValueError):
-            raise DataError(f"row {row}: the grade {target!r} is no number") from None
+            raise ValueError(f"the grade {target!r} is no number") from None
         if all(math.isnan(grade) for grade in grades):
-            raise DataError(f"row {row}: it has no grade; grade it or drop it")
+            raise ValueError("it has no grade")
         return grades
 
+    def _scale_of(self, rows: dict[str, list[Any]], number: int) -> tuple[float, float]:
+        """The low and high of a row: the task's, else its own. Raises ValueError."""
+        low = self.low if self.low is not None else rows["low"][number] if rows.get("low") else None
+        high = self.high if self.high is not None else rows["high"][number] if rows.get("high") else None
+        try:
+            scale = float(low), float(high)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            scale = math.nan, math.nan
+        if not scale[0] < scale[1]:
+            raise ValueError(f"its scale is {low} to {high}; give the columns low and high, low below high")
+        return scale
+
     def _scales(self, rows: dict[str, list[Any]]) -> list[tuple[float, float]]:
-        """The low and high of each row: the task's, else its own."""
-        n_rows = len(rows["text"])
-        lows = [self.low] * n_rows if self.low is not None else rows.get("low") or [None] * n_rows
-        highs = [self.high] * n_rows if self.high is not None else rows.get("high") or [None] * n_rows
         scales = []
-        for row, low, high in zip(rows["id"], lows, highs, strict=True):
+        for number, row in enumerate(rows["id"]):
             try:
-                scale = float(low), float(high)
-            except (TypeError, ValueError):
-                scale = math.nan, math.nan
-            if not scale[0] < scale[1]:
-                raise DataError(
-                    f"row {row}: its scale is {low} to {high}; give the columns low and high, low below high"
-                )
-            scales.append(scale)
+                scales.append(self._scale_of(rows, number))
+            except ValueError as error:
+                raise DataError(f"row {row}: {error}") from None
         return scales
 
     def decode(self, outputs: list[np.ndarray], rows: dict[str, list[Any]], tokenizer: Any) -> list[Prediction]:
@@ -114,7 +132,8 @@ class Grading(Task):
         """Means over the traits; with several traits, each trait's own as `qwk_TRAIT` and so on."""
         from tl_nlp.scoring import ScoreMetrics
 
-        references = np.asarray([self._grades(t, row) for t, row in zip(rows["target"], rows["id"], strict=True)])
+        self.refuse_faults(rows)
+        references = np.asarray([self._grades(target) for target in rows["target"]])
         given = np.asarray([list(p.scores.values()) for p in predictions if isinstance(p, Scores)])
         lows = np.asarray([low for low, _ in self._scales(rows)])
         groups = np.asarray([str(group) for group in rows.get("group") or ["all"] * len(given)])

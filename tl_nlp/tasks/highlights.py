@@ -8,7 +8,7 @@ from pydantic import Field
 from tl_nlp.errors import DataError
 from tl_nlp.metrics import rouge_scores
 from tl_nlp.recipe import Task
-from tl_nlp.rows import refuse_empty_targets
+from tl_nlp.rows import empty_targets
 from tl_nlp.types import Metrics, Prediction, Text
 from tl_nlp.windows import sentence_windows
 
@@ -33,6 +33,9 @@ class Highlights(Task):
     def head_settings(self) -> dict[str, Any]:
         return {"temperature": self.temperature}
 
+    def faults(self, rows: dict[str, list[Any]]) -> dict[int, str]:
+        return {} if self.learn_from == "highlights" else empty_targets(rows)
+
     def outputs(self) -> list[str]:
         return ["worth"]
 
@@ -43,26 +46,31 @@ class Highlights(Task):
         return [sentence.strip() for sentence in segment(self.language, text) if sentence.strip()]
 
     def encode(self, rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, list[Any]]:
-        sentences = self._sentences(rows)
+        sentences = self.sentences_of(rows)
         headings = rows.get("sections") or [None] * len(sentences)
         pairs = rows.get("pair") or [""] * len(sentences)
         encoded = sentence_windows(sentences, pairs, headings, tokenizer, self.max_length, self.max_windows)
-        if self.learn_from == "highlights" and "highlights" in rows:
-            encoded["labels"] = [[float(mark) for mark in marks] for marks in rows["highlights"]]
-            for row, theirs, marks in zip(rows["id"], sentences, encoded["labels"], strict=True):
-                if len(theirs) != len(marks):
-                    raise DataError(f"row {row}: {len(marks)} highlights for {len(theirs)} sentences")
-        elif self.learn_from == "highlights" and "target" in rows:
-            raise DataError("task.learn_from=highlights needs the columns sentences and highlights")
-        elif "target" in rows:
-            refuse_empty_targets(rows)
-            encoded["labels"] = [
+        if "target" in rows:
+            encoded["labels"] = self.labels_of(rows)
+        return encoded
+
+    def labels_of(self, rows: dict[str, list[Any]]) -> list[list[float]]:
+        sentences = self.sentences_of(rows)
+        if self.learn_from == "target":
+            self.refuse_faults(rows)
+            return [
                 [_worth(sentence, summary) for sentence in theirs]
                 for theirs, summary in zip(sentences, rows["target"], strict=True)
             ]
-        return encoded
+        if "highlights" not in rows:
+            raise DataError("task.learn_from=highlights needs the columns sentences and highlights")
+        labels = [[float(mark) for mark in marks] for marks in rows["highlights"]]
+        for row, theirs, marks in zip(rows["id"], sentences, labels, strict=True):
+            if len(theirs) != len(marks):
+                raise DataError(f"row {row}: {len(marks)} highlights for {len(theirs)} sentences")
+        return labels
 
-    def _sentences(self, rows: dict[str, list[Any]]) -> list[list[str]]:
+    def sentences_of(self, rows: dict[str, list[Any]]) -> list[list[str]]:
         if rows.get("sentences"):
             for row, sentences in zip(rows["id"], rows["sentences"], strict=True):
                 if not isinstance(sentences, list) or not sentences:
@@ -72,7 +80,7 @@ class Highlights(Task):
 
     def decode(self, outputs: list[np.ndarray], rows: dict[str, list[Any]], tokenizer: Any) -> list[Prediction]:
         predictions: list[Prediction] = []
-        for logits, sentences in zip(outputs, self._sentences(rows), strict=True):
+        for logits, sentences in zip(outputs, self.sentences_of(rows), strict=True):
             best = np.argsort(-logits[: len(sentences)], kind="stable")[: self.n_sentences]
             chosen = sorted(int(index) for index in best if np.isfinite(logits[index]))
             predictions.append(Text(" ".join(sentences[index] for index in chosen), chosen))

@@ -33,26 +33,35 @@ class Multilabel(Task):
     def head_settings(self) -> dict[str, Any]:
         return {"pooling": self.pooling}
 
+    def faults(self, rows: dict[str, list[Any]]) -> dict[int, str]:
+        if not self.labels:
+            return {}
+        unknown = (
+            (number, set(split_labels(target)) - set(self.labels)) for number, target in enumerate(rows["target"])
+        )
+        return {
+            number: f"{min(names)!r} is none of the labels {', '.join(self.labels)}"
+            for number, names in unknown
+            if names
+        }
+
     def outputs(self) -> list[str]:
         return list(self.labels)
 
     def encode(self, rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, list[Any]]:
         encoded = text_windows(rows["text"], rows.get("pair"), tokenizer, self.max_length, self.max_windows)
         if "target" in rows:
-            encoded["labels"] = self._indicators(rows).astype(float).tolist()
+            encoded["labels"] = self.labels_of(rows)
         return encoded
+
+    def labels_of(self, rows: dict[str, list[Any]]) -> list[list[float]]:
+        return self._indicators(rows).astype(float).tolist()
 
     def _indicators(self, rows: dict[str, list[Any]]) -> np.ndarray:
         """0/1 of shape (examples, labels)."""
-        indicators = np.zeros((len(rows["target"]), len(self.labels)), dtype=np.int8)
-        for index, (target, row) in enumerate(zip(rows["target"], rows["id"], strict=True)):
-            for name in split_labels(target):
-                if name not in self.labels:
-                    raise DataError(
-                        f"row {row}: {name!r} is none of the labels {', '.join(self.labels)}; add it to task.labels"
-                    )
-                indicators[index, self.labels.index(name)] = 1
-        return indicators
+        self.refuse_faults(rows)
+        given = [set(split_labels(target)) for target in rows["target"]]
+        return np.asarray([[name in names for name in self.labels] for names in given], np.int8)
 
     def decode(self, outputs: list[np.ndarray], rows: dict[str, list[Any]], tokenizer: Any) -> list[Prediction]:
         return [

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from tl_nlp.errors import RecipeError
 from tl_nlp.recipe import Task
-from tl_nlp.rows import refuse_empty_targets
+from tl_nlp.rows import empty_targets
 from tl_nlp.types import Metrics, Prediction, Text
 from tl_nlp.windows import shorten
 
@@ -38,6 +38,9 @@ class Summarization(Task):
             "beams": self.beams,
         }
 
+    def faults(self, rows: dict[str, list[Any]]) -> dict[int, str]:
+        return empty_targets(rows)
+
     def outputs(self) -> list[str]:
         return []
 
@@ -50,11 +53,14 @@ class Summarization(Task):
         encoded = tokenizer(texts, truncation=True, max_length=self.max_length, return_attention_mask=False)
         result: dict[str, list[Any]] = {"input_ids": [[ids] for ids in encoded["input_ids"]], "cut": cut}
         if "target" in rows:
-            refuse_empty_targets(rows)
-            targets, lost = shorten(rows["target"], tokenizer, self.max_new_tokens - n_special)
+            targets, lost = shorten(self.labels_of(rows), tokenizer, self.max_new_tokens - n_special)
             result["cut"] = [of_text + of_target for of_text, of_target in zip(cut, lost, strict=True)]
             result["labels"] = tokenizer(text_target=targets, return_attention_mask=False)["input_ids"]
         return result
+
+    def labels_of(self, rows: dict[str, list[Any]]) -> list[str]:
+        self.refuse_faults(rows)
+        return rows["target"]
 
     def decode(self, outputs: list[np.ndarray], rows: dict[str, list[Any]], tokenizer: Any) -> list[Prediction]:
         texts = tokenizer.batch_decode([ids.tolist() for ids in outputs], skip_special_tokens=True)

@@ -1,0 +1,145 @@
+"""What lies behind a score: classes, confusions, calibration, slices, and the most confident mistakes.
+
+Everything is a value that JSON holds, made from predictions and the rows they are for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tl_nlp.metrics import indicators
+from tl_nlp.statistics import (
+    brier,
+    expected_calibration_error,
+    intervals,
+    reliability,
+    risk_coverage,
+)
+from tl_nlp.types import Label, Labels, Prediction, Scores, Text
+
+if TYPE_CHECKING:
+    from tl_nlp.recipe import Rows, Task
+
+_SMALLEST_SLICE = 20  # rows
+_MOST_SLICES = 12
+_N_MISTAKES = 20
+_N_LENGTHS = 4  # quarters of the rows by length
+
+
+def analyse(task: Task, predictions: list[Prediction], rows: Rows) -> dict[str, Any]:
+    """classes and confusion (labels), calibration (where there are probabilities), slices and mistakes (ids)."""
+    found: dict[str, Any] = {"slices": slices(task, predictions, rows), "mistakes": mistakes(task, predictions, rows)}
+    labels = list(task.outputs())
+    if task.head == "classify":
+        given = [one.label for one in predictions if isinstance(one, Label)]
+        truth, answers = indicators(rows["target"], labels), indicators(given, labels)
+        found["classes"] = _classes(labels, truth, answers)
+        found["confusion"] = (truth.astype(int).T @ answers.astype(int)).tolist()
+        shares = np.asarray([[one.probabilities[name] for name in labels] for one in predictions])  # type: ignore[union-attr]
+        found["calibration"] = _calibration(shares.max(axis=1), (truth & answers).any(axis=1))
+        found["calibration"]["brier"] = brier(shares, truth)
+    elif task.head == "multilabel":
+        truth = np.asarray(task.labels_of(rows)) > 0.5
+        answers = np.asarray([[name in one.labels for name in labels] for one in predictions])  # type: ignore[union-attr]
+        found["classes"] = _classes(labels, truth, answers)
+        shares = np.asarray([[one.probabilities[name] for name in labels] for one in predictions])  # type: ignore[union-attr]
+        sure = np.maximum(shares, 1 - shares).ravel()
+        found["calibration"] = _calibration(sure, ((shares >= 0.5) == truth).ravel())
+        found["calibration"]["brier"] = brier(shares, truth) / len(labels)
+    return found
+
+
+def _classes(labels: list[str], truth: np.ndarray, answers: np.ndarray) -> dict[str, dict[str, float]]:
+    """precision, recall and F1 of each label, and its rows."""
+    both, there, said = (truth & answers).sum(0), truth.sum(0), answers.sum(0)
+    return {
+        label: {
+            "rows": int(there[place]),
+            "precision": float(both[place] / said[place]) if said[place] else 0.0,
+            "recall": float(both[place] / there[place]) if there[place] else 0.0,
+            "f1": float(2 * both[place] / (said[place] + there[place])) if said[place] + there[place] else 0.0,
+        }
+        for place, label in enumerate(labels)
+    }
+
+
+def _calibration(confidence: np.ndarray, is_right: np.ndarray) -> dict[str, Any]:
+    bins = reliability(confidence, is_right)
+    return {
+        "ece": expected_calibration_error(bins),
+        "reliability": [asdict(one) for one in bins],
+        "risk_coverage": [
+            {"answered": share, "accuracy": right} for share, right in risk_coverage(confidence, is_right)
+        ],
+    }
+
+
+def slices(task: Task, predictions: list[Prediction], rows: Rows) -> list[dict[str, Any]]:
+    """The main metric with its interval on parts of the rows (by group, length and label), the worst first."""
+    parts: dict[str, np.ndarray] = {}
+    groups = np.asarray([str(group) for group in rows.get("group") or []])
+    for group in np.unique(groups):
+        parts[f"group {group}"] = groups == group
+    words = np.asarray([len(text.split()) for text in rows["text"]])
+    edges = np.unique(np.quantile(words, np.linspace(0, 1, _N_LENGTHS + 1)).round())
+    for place, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        last = place == len(edges) - 2
+        inside = (words >= low) & ((words <= high) if last else (words < high))
+        parts[f"{low:.0f} to {high if last else high - 1:.0f} words"] = inside
+    if task.head == "classify":
+        targets = np.asarray(rows["target"])
+        for label in task.outputs():
+            parts[f"label {label}"] = targets == label
+    found = []
+    for name, inside in parts.items():
+        places = np.flatnonzero(inside)
+        if not _SMALLEST_SLICE <= len(places) < len(words):
+            continue
+        theirs = {column: [values[place] for place in places] for column, values in rows.items()}
+        metrics = task.score([predictions[place] for place in places], theirs)
+        value = intervals({"main": metrics[task.main_metric]}, len(places))["main"]
+        found.append({"name": name, "rows": len(places), "metric": task.main_metric, **value})
+    return sorted(found, key=lambda one: one["value"])[:_MOST_SLICES]
+
+
+def mistakes(task: Task, predictions: list[Prediction], rows: Rows) -> list[dict[str, Any]]:
+    """Wrong answers by how sure they were, or by how far off: id, reference, prediction and that number."""
+    found: list[tuple[float, int, Any]] = []
+    for place, prediction in enumerate(predictions):
+        if isinstance(prediction, Label):
+            if prediction.label != rows["target"][place]:
+                found.append((prediction.probabilities[prediction.label], place, prediction.label))
+        elif isinstance(prediction, Labels):
+            truth = dict(zip(task.outputs(), _one(task, rows, place), strict=True))
+            gap = max(abs(truth[name] - share) for name, share in prediction.probabilities.items())
+            if gap > 0.5:
+                found.append((gap, place, "|".join(prediction.labels)))
+        elif isinstance(prediction, Scores):
+            gaps = [
+                abs(theirs - ours)
+                for theirs, ours in zip(_one(task, rows, place), _shares(task, rows, place, prediction), strict=True)
+            ]
+            gap = float(np.nanmax(gaps))
+            if gap > 0:
+                found.append((gap, place, {name: round(score, 3) for name, score in prediction.scores.items()}))
+        elif isinstance(prediction, Text):
+            continue
+    found.sort(key=lambda one: -one[0])
+    return [
+        {"id": rows["id"][place], "reference": rows["target"][place], "prediction": said, "confidence": round(sure, 4)}
+        for sure, place, said in found[:_N_MISTAKES]
+    ]
+
+
+def _one(task: Task, rows: Rows, place: int) -> list[float]:
+    return task.labels_of({name: values[place : place + 1] for name, values in rows.items()})[0]
+
+
+def _shares(task: Task, rows: Rows, place: int, prediction: Scores) -> list[float]:
+    """Grades as shares of the row's scale."""
+    row = {name: values[place : place + 1] for name, values in rows.items()}
+    row["target"] = [dict(prediction.scores)]
+    return task.labels_of(row)[0]

@@ -1,0 +1,283 @@
+"""What a fine-tuned model must beat: cheap models of the same training rows, on the same test rows.
+
+Each answers with the task's own predictions, so the task scores them as it scores the model. Where a baseline has a
+choice (how strongly to regularize, how many sentences to take), it is made on the validation rows.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from tl_nlp.rows import columns_of
+from tl_nlp.types import COLUMNS, Prediction, Text
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+    from tl_nlp.recipe import Rows, Task
+
+MAX_ROWS = 20_000  # training rows that baselines learn from, a seeded sample of more
+TRANSFER = ("tfidf", "frozen")
+"""Baselines that fine-tuning must beat, or the transfer has done harm."""
+
+Answers = dict[str, list[Prediction]]
+"""Predictions for the rows of each split."""
+
+
+@dataclass
+class Given:
+    """What baselines see: columns of every split, and the checkpoint's frozen features of their rows."""
+
+    task: Task
+    splits: dict[str, Rows]
+    frozen: dict[str, np.ndarray] = field(default_factory=dict)  # of shape (examples, hidden)
+
+    @property
+    def scored(self) -> dict[str, Rows]:
+        """All splits but train."""
+        return {split: rows for split, rows in self.splits.items() if split != "train"}
+
+
+def given(task: Task, rows: DatasetDict, frozen: dict[str, np.ndarray], train_rows: np.ndarray) -> Given:
+    """`train_rows` are the places of the training rows that baselines learn from, as in `frozen["train"]`."""
+    names = (*COLUMNS, *task.columns)
+    parts = {split: theirs.select(train_rows) if split == "train" else theirs for split, theirs in rows.items()}
+    return Given(task, {split: columns_of(part, names) for split, part in parts.items()}, frozen)
+
+
+def answers(known: Given) -> Iterator[tuple[str, Answers]]:
+    """Each baseline's name and its predictions for every split but train."""
+    makers = _MAKERS[known.task.head]
+    for name in tqdm(makers, desc="baselines", unit="model", file=sys.stderr):
+        if name != "frozen" or known.frozen:
+            yield name, makers[name](known)
+
+
+# ---- labels and grades
+
+
+def _majority(known: Given) -> Answers:
+    """The commonest label; under several labels those that over half of the rows have; for grades the group's mean."""
+    targets = _targets(known, "train")
+    if known.task.head != "regress":
+        shares = targets.mean(axis=0)
+        return {
+            split: known.task.decode([shares] * len(rows["id"]), rows, None) for split, rows in known.scored.items()
+        }
+    overall = np.nanmean(targets, axis=0)
+    groups = np.asarray(_groups(known.splits["train"]))
+    means: dict[str, np.ndarray] = {}
+    for group in np.unique(groups):
+        theirs = targets[groups == group]
+        counts = np.sum(~np.isnan(theirs), axis=0)
+        means[group] = np.where(counts > 0, np.nansum(theirs, axis=0) / np.maximum(counts, 1), overall)
+    return {
+        split: known.task.decode([np.asarray(means.get(group, overall)) for group in _groups(rows)], rows, None)
+        for split, rows in known.scored.items()
+    }
+
+
+def _tfidf(known: Given) -> Answers:
+    """TF-IDF of words and pairs of words, and a linear model."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(
+        sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", max_features=200_000
+    )
+    train = vectorizer.fit_transform(_joined(known.splits["train"]))
+    features = {split: vectorizer.transform(_joined(rows)) for split, rows in known.scored.items()}
+    return _linear(known, {"train": train, **features}, (1.0, 10.0))
+
+
+def _frozen(known: Given) -> Answers:
+    """The checkpoint's own features, as it was before the training, and a linear model."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(known.frozen["train"])
+    return _linear(
+        known, {split: scaler.transform(features) for split, features in known.frozen.items()}, (0.003, 0.03, 0.3)
+    )
+
+
+def _length(known: Given) -> Answers:
+    """Grades from the number of words alone, each group by a curve of its own."""
+    from scipy.sparse import csr_matrix
+
+    names = {group: place for place, group in enumerate(dict.fromkeys(_groups(known.splits["train"])))}
+
+    def curve(rows: Rows) -> Any:
+        words = np.asarray([len(text.split()) for text in rows["text"]], float)
+        terms = np.stack([np.ones_like(words), np.log1p(words), np.sqrt(words) / 10, words / 100], axis=1)
+        place = np.asarray([names.get(group, -1) for group in _groups(rows)])
+        own = np.zeros((len(words), (len(names) + 1) * terms.shape[1]))
+        own[:, : terms.shape[1]] = terms
+        for column in range(terms.shape[1]):
+            own[np.arange(len(words)), (place + 1) * terms.shape[1] + column] = terms[:, column]
+        return csr_matrix(own)
+
+    return _linear(known, {split: curve(rows) for split, rows in known.splits.items()}, (1.0, 100.0))
+
+
+def _linear(known: Given, features: dict[str, Any], strengths: tuple[float, ...]) -> Answers:
+    """Logistic or ridge regression, of the strength whose predictions the task scores best on validation."""
+    task, targets = known.task, _targets(known, "train")
+    best: tuple[float, Answers] | None = None
+    for strength in strengths:
+        predict = _fitted(task.head, features["train"], targets, strength)
+        made = {split: task.decode(list(predict(features[split])), rows, None) for split, rows in known.scored.items()}
+        value = float(task.score(made["validation"], known.splits["validation"])[task.main_metric])
+        if best is None or value > best[0]:
+            best = value, made
+    assert best is not None, "there is a strength to try"
+    return best[1]
+
+
+def _fitted(head: str, features: Any, targets: np.ndarray, strength: float) -> Callable[[Any], np.ndarray]:
+    """A function from features to outputs as the head infers them, of shape (examples, outputs)."""
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    if head == "regress":
+        models = []
+        for column in targets.T:
+            graded = ~np.isnan(column)
+            models.append(Ridge(alpha=1 / strength).fit(features[graded], column[graded]))
+        return lambda rows: np.stack([model.predict(rows) for model in models], axis=1)
+    if head == "classify":
+        labels = targets.argmax(axis=1)
+        there = np.unique(labels)
+        model = LogisticRegression(C=strength, max_iter=300).fit(features, labels)
+
+        def probabilities(rows: Any) -> np.ndarray:
+            found = np.zeros((rows.shape[0], targets.shape[1]))
+            found[:, there] = model.predict_proba(rows)
+            return found
+
+        return probabilities
+    deciders = [
+        LogisticRegression(C=strength, max_iter=300).fit(features, column) if 0 < column.sum() < len(column) else None
+        for column in targets.T
+    ]
+    return lambda rows: np.stack(
+        [
+            np.full(rows.shape[0], column[0]) if decider is None else decider.predict_proba(rows)[:, 1]
+            for decider, column in zip(deciders, targets.T, strict=True)
+        ],
+        axis=1,
+    )
+
+
+def _targets(known: Given, split: str) -> np.ndarray:
+    """Targets as the head is to infer them, of shape (examples, outputs): indicators, or shares of the scale."""
+    labels = known.task.labels_of(known.splits[split])
+    if known.task.head == "classify":
+        return np.eye(len(known.task.outputs()))[np.asarray(labels)]
+    return np.asarray(labels, float)
+
+
+def _joined(rows: Rows) -> list[str]:
+    """The pair and the text of each row as one text."""
+    pairs = rows.get("pair")
+    return rows["text"] if not pairs else [f"{pair} {text}" for pair, text in zip(pairs, rows["text"], strict=True)]
+
+
+def _groups(rows: Rows) -> list[str]:
+    return [str(group) for group in rows.get("group") or ["all"] * len(rows["id"])]
+
+
+# ---- summaries
+
+
+def _lead(known: Given) -> Answers:
+    """The first sentences."""
+    return _picked(known, lambda sentences: np.arange(len(sentences), 0, -1, dtype=float))
+
+
+def _textrank(known: Given) -> Answers:
+    """The sentences that are most like the others (Mihalcea & Tarau 2004), by TF-IDF and PageRank."""
+    return _picked(known, textrank)
+
+
+def textrank(sentences: list[str]) -> np.ndarray:
+    """The PageRank of each sentence among all, linked by the cosine of their TF-IDF vectors."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    try:
+        vectors = TfidfVectorizer().fit_transform(sentences)
+    except ValueError:  # not a word in any
+        return np.ones(len(sentences))
+    links = (vectors @ vectors.T).toarray()
+    np.fill_diagonal(links, 0)
+    out = links.sum(axis=1, keepdims=True)
+    links = np.divide(links, out, out=np.full_like(links, 1 / len(sentences)), where=out > 0)
+    rank = np.full(len(sentences), 1 / len(sentences))
+    for _ in range(50):
+        rank = 0.15 / len(sentences) + 0.85 * rank @ links
+    return rank
+
+
+def _tfidf_sentences(known: Given) -> Answers:
+    """TF-IDF of each sentence and where it stands, and a ridge regression on its worth."""
+    from scipy.sparse import csr_matrix, hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import Ridge
+
+    train = known.splits["train"]
+    vectorizer = TfidfVectorizer(sublinear_tf=True)
+
+    def flat(rows: Rows) -> tuple[list[str], np.ndarray]:
+        sentences = known.task.sentences_of(rows)
+        pairs = rows.get("pair") or [""] * len(sentences)
+        texts = [f"{pair} {sentence}" for pair, theirs in zip(pairs, sentences, strict=True) for sentence in theirs]
+        places = np.asarray([[1 / (n + 1), n / len(theirs)] for theirs in sentences for n in range(len(theirs))])
+        return texts, places
+
+    texts, places = flat(train)
+    worth = np.concatenate([np.asarray(labels, float) for labels in known.task.labels_of(train)])
+    is_known = ~np.isnan(worth)
+    features = hstack([vectorizer.fit_transform(texts), csr_matrix(places)]).tocsr()
+    model = Ridge(alpha=1.0).fit(features[is_known], worth[is_known])
+    made = {}
+    for split, rows in known.scored.items():
+        texts, places = flat(rows)
+        outputs = model.predict(hstack([vectorizer.transform(texts), csr_matrix(places)]).tocsr())
+        ends = np.cumsum([len(sentences) for sentences in known.task.sentences_of(rows)])
+        made[split] = known.task.decode(np.split(outputs, ends[:-1]), rows, None)
+    return made
+
+
+def _picked(known: Given, rank: Callable[[list[str]], np.ndarray]) -> Answers:
+    """The sentences that rank highest: as many as the task picks, else as many (1 to 3) as validation likes best."""
+    task = known.task
+    sentences = {split: task.sentences_of(rows) for split, rows in known.scored.items()}
+    ranks = {split: [rank(theirs) for theirs in all_theirs] for split, all_theirs in sentences.items()}
+    if task.head == "select":
+        return {split: task.decode(ranks[split], rows, None) for split, rows in known.scored.items()}
+    made: list[tuple[float, Answers]] = []
+    for n_sentences in (1, 2, 3):
+        found: Answers = {}
+        for split, all_theirs in sentences.items():
+            found[split] = [
+                Text(
+                    " ".join(theirs[index] for index in np.sort(np.argsort(-theirs_rank, kind="stable")[:n_sentences]))
+                )
+                for theirs, theirs_rank in zip(all_theirs, ranks[split], strict=True)
+            ]
+        value = task.score(found["validation"], known.splits["validation"])[task.main_metric]
+        made.append((float(value), found))
+    return max(made, key=lambda one: one[0])[1]
+
+
+_LINEAR: dict[str, Callable[[Given], Answers]] = {"majority": _majority, "tfidf": _tfidf, "frozen": _frozen}
+_MAKERS: dict[str, dict[str, Callable[[Given], Answers]]] = {
+    "classify": _LINEAR,
+    "multilabel": _LINEAR,
+    "regress": {"mean": _majority, "length": _length, "tfidf": _tfidf, "frozen": _frozen},
+    "select": {"lead": _lead, "textrank": _textrank, "tfidf": _tfidf_sentences},
+    "generate": {"lead": _lead, "textrank": _textrank},
+}
