@@ -5,6 +5,7 @@ Everything is a value that JSON holds, made from predictions and the rows they a
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,7 @@ def slices(task: Task, predictions: list[Prediction], rows: Rows) -> list[dict[s
         parts[f"group {group}"] = groups == group
     words = np.asarray([len(text.split()) for text in rows["text"]])
     edges = np.unique(np.quantile(words, np.linspace(0, 1, _N_LENGTHS + 1)).round())
-    for place, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for place, (low, high) in enumerate(itertools.pairwise(edges)):
         last = place == len(edges) - 2
         inside = (words >= low) & ((words <= high) if last else (words < high))
         parts[f"{low:.0f} to {high if last else high - 1:.0f} words"] = inside
@@ -93,7 +94,7 @@ def slices(task: Task, predictions: list[Prediction], rows: Rows) -> list[dict[s
         targets = np.asarray(rows["target"])
         for label in task.outputs():
             parts[f"label {label}"] = targets == label
-    found = []
+    found: list[dict[str, Any]] = []
     for name, inside in parts.items():
         places = np.flatnonzero(inside)
         if not _SMALLEST_SLICE <= len(places) < len(words):

@@ -1,9 +1,22 @@
-"""Curves for people who would rather look than read: as PNG and as text."""
+"""Curves and scores for people who would rather look than read: as PNG, as SVG and as text.
+
+Colours are of the palette of Okabe & Ito (2008), which colour-blind readers can tell apart; nothing is told by colour
+alone.
+"""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#6b6b6b"
 
 
 @dataclass(frozen=True)
@@ -18,21 +31,105 @@ class Curve:
 
 def write_png(path: Path, curves: list[Curve], x_label: str, y_label: str) -> None:
     """Draws the curves one beside the other."""
+    figure, axes = _figure(5.5 * len(curves), 3.8, len(curves))
+    for place, curve in zip(axes, curves, strict=True):
+        place.plot(curve.x, curve.y, color=BLUE, linewidth=2)
+        place.axvline(curve.marked, color=ORANGE, linestyle="--", label=f"suggested: {curve.marked:.1e}")
+        place.set(xscale="log", xlabel=x_label, ylabel=y_label, title=curve.name)
+        place.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def _figure(width: float, height: float, n_axes: int = 1) -> tuple[Figure, list[Axes]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.5 * len(curves), 3.8), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    for place, curve in enumerate(curves, 1):
-        axes = figure.add_subplot(1, len(curves), place)
-        axes.plot(curve.x, curve.y, color="#2b5c8a", linewidth=2)
-        axes.axvline(curve.marked, color="#c0392b", linestyle="--", label=f"suggested: {curve.marked:.1e}")
-        axes.set(xscale="log", xlabel=x_label, ylabel=y_label, title=curve.name)
-        axes.grid(alpha=0.25)
-        axes.legend(frameon=False)
+    axes = [figure.add_subplot(1, n_axes, place) for place in range(1, n_axes + 1)]
+    for place in axes:
+        place.grid(alpha=0.25)
         for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    figure.savefig(path, dpi=120)
+            place.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    """The drawing as an element of a page; the same drawing is the same text."""
+    import matplotlib
+
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "tl_nlp", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
+    text = file.getvalue()
+    return text[text.index("<svg") :]
+
+
+def whiskers(names: Sequence[str], values: Sequence[dict[str, float]], label: str, marked: int | None = None) -> str:
+    """Values with their intervals, one a line, the first on top, as SVG; the `marked` one stands out."""
+    figure, (axes,) = _figure(6.4, 0.9 + 0.36 * len(names))
+    for place, one in enumerate(values):
+        low, high = one.get("low", one["value"]), one.get("high", one["value"])
+        is_marked = place == marked
+        colour = ORANGE if is_marked else BLUE
+        axes.plot([low, high], [place, place], color=colour, linewidth=4 if is_marked else 2.5, alpha=0.55)
+        axes.plot([one["value"]], [place], "D" if is_marked else "o", color=colour, markersize=7)
+        axes.annotate(
+            f"{one['value']:.3g}", (one["value"], place), (0, 6), textcoords="offset points", ha="center", size=8
+        )
+    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.set(xlabel=label, ylim=(len(names) - 0.4, -0.7))
+    return _svg(figure)
+
+
+def heatmap(names: Sequence[str], counts: Sequence[Sequence[int]]) -> str:
+    """A confusion matrix as SVG: a line for each reference, a column for each prediction, shaded by share of line."""
+    size = max(3.4, min(12.0, 0.62 * len(names) + 1.6))
+    figure, (axes,) = _figure(size, size * 0.85)
+    shares = [[count / max(sum(line), 1) for count in line] for line in counts]
+    axes.grid(False)
+    axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1)  # drawn as shapes: a page may load no image
+    axes.invert_yaxis()
+    if len(names) <= 20:
+        for row, line in enumerate(counts):
+            for column, count in enumerate(line):
+                colour = "white" if shares[row][column] > 0.55 else "black"
+                axes.text(column + 0.5, row + 0.5, str(count), ha="center", va="center", color=colour, size=9)
+    ticks = [_short(name, 14) for name in names]
+    axes.set_xticks([n + 0.5 for n in range(len(names))], ticks, rotation=45, ha="right")
+    axes.set_yticks([n + 0.5 for n in range(len(names))], ticks)
+    axes.set(xlabel="prediction", ylabel="reference")
+    return _svg(figure)
+
+
+def reliability_curve(bins: Sequence[dict[str, Any]]) -> str:
+    """How often answers are right for how sure they are, as SVG; points are the larger the more rows they stand for."""
+    figure, (axes,) = _figure(4.2, 3.6)
+    most = max(one["n_rows"] for one in bins)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect")
+    axes.plot([one["confidence"] for one in bins], [one["accuracy"] for one in bins], color=BLUE, linewidth=1.5)
+    sizes = [15 + 110 * one["n_rows"] / most for one in bins]
+    axes.scatter([one["confidence"] for one in bins], [one["accuracy"] for one in bins], sizes, color=BLUE, label="bin")
+    axes.set(xlabel="confidence", ylabel="share right", xlim=(0, 1.02), ylim=(0, 1.05))
+    axes.legend(frameon=False, loc="upper left")
+    return _svg(figure)
+
+
+def lines(series: dict[str, tuple[Sequence[float], Sequence[float]]], x_label: str, y_label: str) -> str:
+    """Lines by name, each (x, y), as SVG."""
+    figure, (axes,) = _figure(4.2, 3.2)
+    for (name, (x, y)), colour, style in zip(series.items(), (BLUE, ORANGE, GREY), ("-", "--", ":"), strict=False):
+        axes.plot(x, y, style, color=colour, linewidth=1.8, marker="o" if len(x) < 30 else "", markersize=4, label=name)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    if len(series) > 1:
+        axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def _short(name: str, most: int = 28) -> str:
+    """A name that fits, without what matplotlib would take for mathematics."""
+    name = name if len(name) <= most else f"{name[: most - 1]}…"
+    return name.replace("$", r"\$")
 
 
 def as_text(curve: Curve, width: int = 64, height: int = 10) -> str:

@@ -7,21 +7,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tl_nlp.errors import DataError
+import numpy as np
+
+from tl_nlp.analysis import analyse
+from tl_nlp.baselines import TRANSFER
+from tl_nlp.errors import DataError, RunError
+from tl_nlp.metrics import Measured
 from tl_nlp.prediction import Predictor
-from tl_nlp.rows import columns_of, fingerprint, select
+from tl_nlp.rows import KEEP_TOGETHER, columns_of, fingerprint, hashes, resolved, select
 from tl_nlp.run import Run
+from tl_nlp.statistics import Difference, difference, intervals
 from tl_nlp.tables import read_table
-from tl_nlp.types import COLUMNS, Prediction
+from tl_nlp.types import COLUMNS, Label, Labels, Prediction, Scores, Text
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from tl_nlp.recipe import Rows, Task
 
 
 def evaluate(run: Run | str | Path, split: str = "test", file: str | Path | None = None) -> dict[str, Any]:
     """Rows and metrics of a split of the run's data, or of a file: one split object of results.json.
 
-    Raises DataError for a split or a column that is not there.
+    Where rows of the file were trained on, it says so under `seen_in_training`. Raises DataError for a split or a
+    column that is not there.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     recipe = run.recipe()
@@ -32,7 +41,7 @@ def evaluate(run: Run | str | Path, split: str = "test", file: str | Path | None
                 f"{file} has no column 'target' or {recipe.data.target!r} to score against; tl-nlp predict needs none"
             )
     else:
-        splits = recipe.data.load()
+        _, splits = resolved(recipe)
         if split not in splits:
             raise DataError(f"no split {split!r}; there are: {', '.join(splits)}")
         rows = splits[split]
@@ -42,29 +51,118 @@ def evaluate(run: Run | str | Path, split: str = "test", file: str | Path | None
                 f"the {split} rows are not those {run.folder} was made with, and some may have been trained on; "
                 "put the data back, or score rows of their own with --file"
             )
-    return score(Predictor.load(run), rows)[0]
+    predictor = Predictor.load(run)
+    found = score(predictor.task, predictor.predict(rows), references(predictor.task, rows))
+    if file is not None:
+        seen = np.isin(hashes(rows), run.trained_hashes())
+        if seen.any():
+            places = np.flatnonzero(seen)
+            examples = rows[places[:20].tolist()]["id"]
+            found["seen_in_training"] = {"rows": len(places), "share": float(seen.mean()), "examples": examples}
+    return found
 
 
-def score(predictor: Predictor, rows: Dataset) -> tuple[dict[str, Any], list[Prediction]]:
-    """(split object of results.json, the predictions it scores)."""
-    predictions = predictor.predict(rows)
-    references = columns_of(rows, (*COLUMNS, *predictor.task.columns))
-    metrics = predictor.task.score(predictions, references)
-    return {"rows": len(rows), "metrics": {name: {"value": value} for name, value in metrics.items()}}, predictions
+def references(task: Task, rows: Dataset) -> Rows:
+    """The columns of rows that scoring needs."""
+    return columns_of(rows, (*COLUMNS, *task.columns, KEEP_TOGETHER))
 
 
-def write_predictions(path: Path, rows: Dataset, predictions: list[Prediction]) -> None:
-    """A parquet file of id, text (and pair), reference and prediction, and what else the predictions carry."""
+def score(task: Task, predictions: list[Prediction], rows: Rows) -> dict[str, Any]:
+    """The split object of results.json: rows, metrics with their intervals, and what lies behind them."""
+    metrics = intervals(task.score(predictions, rows), len(predictions), clusters(rows))
+    return {"rows": len(predictions), "metrics": metrics, **analyse(task, predictions, rows)}
+
+
+def clusters(rows: Rows) -> np.ndarray | None:
+    """A number for each row, equal for those that data.keep_together holds together; None without such a column."""
+    if KEEP_TOGETHER not in rows:
+        return None
+    values = [f"={value}" if value not in (None, "") else str(n) for n, value in enumerate(rows[KEEP_TOGETHER])]
+    return np.unique(values, return_inverse=True)[1]
+
+
+def compared(task: Task, ours: list[Prediction], theirs: list[Prediction], rows: Rows) -> Difference:
+    """How far one list of predictions is above another by the main metric, with the interval of the difference."""
+    one, other = (task.score(predictions, rows)[task.main_metric] for predictions in (ours, theirs))
+    assert isinstance(one, Measured) and isinstance(other, Measured), "metrics know their resamples"
+    return difference(one, other, len(ours), clusters(rows))
+
+
+def judged(task: Task, ours: list[Prediction], answers: dict[str, list[Prediction]], rows: Rows) -> dict[str, Any]:
+    """`baselines`, `verdict` and `negative_transfer` of results.json: the model's answers against the baselines'.
+
+    The verdict is against the baseline with the best main metric. The transfer is called negative where the model is
+    not better than the frozen features or TF-IDF.
+    """
+    n_rows, by_cluster, name = len(ours), clusters(rows), task.main_metric
+    baselines: dict[str, Any] = {
+        other: intervals(task.score(theirs, rows), n_rows, by_cluster) for other, theirs in answers.items()
+    }
+    if not baselines:
+        return {"baselines": {}}
+    gaps = {other: compared(task, ours, theirs, rows) for other, theirs in answers.items()}
+    for other, gap in gaps.items():
+        baselines[other]["difference"] = {**asdict(gap), "metric": name, "verdict": gap.verdict}
+    best = max(baselines, key=lambda other: baselines[other][name]["value"])
+    relation = {"better": "better than", "worse": "worse than", "undecided": "undecided against"}[gaps[best].verdict]
+    harmful = [f"{other} ({gaps[other]} {name})" for other in TRANSFER if other in gaps and gaps[other].low <= 0]
+    return {
+        "baselines": baselines,
+        "verdict": f"{relation} the best baseline ({best}): {gaps[best]} {name}",
+        "negative_transfer": f"fine-tuning is not shown to be better than {' and '.join(harmful)}" if harmful else None,
+    }
+
+
+def write_predictions(path: Path, rows: Rows, predictions: list[Prediction]) -> None:
+    """A parquet file of the rows' columns (target as `reference`), `prediction` and what else predictions carry."""
     import pyarrow as pa
     import pyarrow.parquet
 
-    table: dict[str, Any] = columns_of(rows, ("id", "text", "pair"))
-    if "target" in rows.column_names:
+    table: dict[str, Any] = {name: values for name, values in rows.items() if name != "target"}
+    if "target" in rows:
         table["reference"] = [target if isinstance(target, str) else json.dumps(target) for target in rows["target"]]
     parts = [asdict(prediction) for prediction in predictions]
     main, *more = parts[0]
     table["prediction"] = [part[main] for part in parts]
     for name in more:
         if parts[0][name] is not None:
-            table[name] = [part[name] for part in parts]
+            table[f"predicted_{name}" if name in table else name] = [part[name] for part in parts]
     pyarrow.parquet.write_table(pa.table(table), path)
+
+
+def read_predictions(path: Path, task: Task) -> tuple[list[Prediction], Rows]:
+    """What `write_predictions` wrote: predictions and the rows they are for. Raises RunError."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path).to_pydict()
+        given = table.pop("prediction")
+        target = table.pop("reference")
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        raise RunError(f"{path} holds no predictions: {error}") from None
+    if task.head in ("multilabel", "regress"):
+        table["target"] = [_from_json(value) for value in target]
+    else:
+        table["target"] = target
+    shares = table.pop("probabilities", None)
+    chosen = table.pop("predicted_sentences", None)
+    made: list[Prediction] = []
+    for place, value in enumerate(given):
+        if task.head == "classify":
+            made.append(Label(value, shares[place]))
+        elif task.head == "multilabel":
+            made.append(Labels(value, shares[place]))
+        elif task.head == "regress":
+            made.append(Scores(value))
+        else:
+            made.append(Text(value, chosen[place] if chosen else None))
+    return made, table
+
+
+def _from_json(value: str) -> Any:
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return value
+    return found if isinstance(found, dict | list) else value

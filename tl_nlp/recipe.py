@@ -100,6 +100,11 @@ class Task(Component):
     def decode(self, outputs: list[np.ndarray], rows: Rows, tokenizer: Any) -> list[Prediction]:
         """What the head's inference gave for each row, in the words of the task."""
 
+    def calibrated(self, outputs: list[np.ndarray], rows: Rows) -> Task:
+        """This task with what validation teaches about its decisions (a temperature, thresholds) written in. `outputs`
+        are what the head inferred for the validation rows."""
+        return self
+
     @abstractmethod
     def score(self, predictions: list[Prediction], rows: Rows) -> Metrics:
         """The metrics of predictions against the rows' targets."""

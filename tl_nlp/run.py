@@ -11,10 +11,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tl_nlp.errors import NoRunError, RecipeError, RunError
 from tl_nlp.recipe import Recipe
 
 RECIPE = "recipe.json"
+_HASHES = "row_hashes.parquet"
 
 
 class Run:
@@ -29,7 +32,8 @@ class Run:
     checkpoints/      of the best and the last step, each complete or absent
     model/            the artifact: weights or adapter, tokenizer and recipe
     predictions/      of each test split: id, text, reference, prediction
-    results.json      scores, written last: its presence marks a finished run
+    results.json      scores, baselines and verdict, written last: its presence marks a finished run
+    report.html       the page a person reads
     """
 
     def __init__(self, folder: Path):
@@ -98,6 +102,14 @@ class Run:
             return "finished"
         return "interrupted" if (self.folder / "checkpoints").is_dir() else "started"
 
+    def trained_recipe(self) -> Recipe:
+        """The recipe of its artifact, which validation has added to: a temperature, thresholds. Raises RunError."""
+        return read_recipe(self.artifact)
+
+    @property
+    def report_file(self) -> Path:
+        return self.folder / "report.html"
+
     def recipe(self) -> Recipe:
         return read_recipe(self.folder)
 
@@ -145,9 +157,24 @@ class Run:
         lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rejects)
         (self.folder / "rejects.jsonl").write_text(lines, "utf-8")
 
-    @property
-    def hashes_file(self) -> Path:
-        return self.folder / "row_hashes.parquet"
+    def write_hashes(self, hashes: dict[str, np.ndarray]) -> None:
+        """Hashes of the rows of each split."""
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        splits = np.repeat(list(hashes), [len(theirs) for theirs in hashes.values()])
+        table = pa.table({"split": splits, "hash": np.concatenate(list(hashes.values()))})
+        pyarrow.parquet.write_table(table, self.folder / _HASHES)
+
+    def trained_hashes(self) -> np.ndarray:
+        """Hashes of the rows it learned from or was chosen by; none where the run does not know."""
+        import pyarrow.parquet
+
+        path = self.folder / _HASHES
+        if not path.is_file():
+            return np.empty(0, np.uint64)
+        table = pyarrow.parquet.read_table(path)
+        return table["hash"].to_numpy()[np.isin(table["split"].to_pylist(), ["train", "validation"])]
 
     def write_results(self, values: dict[str, Any]) -> None:
         self._write("results.json", values)

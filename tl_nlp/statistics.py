@@ -188,6 +188,25 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20.0)), method="bounded").x))
 
 
+def best_threshold(truth: np.ndarray, shares: np.ndarray) -> float:
+    """The probability from which saying yes has the highest F1; of several, that nearest to 0.5, which it is without a
+    yes in `truth`."""
+    order = np.argsort(-shares, kind="stable")
+    said, hits = np.arange(1, len(order) + 1), np.cumsum(truth[order])
+    if not len(order) or not hits[-1]:
+        return 0.5
+    ranked = shares[order]
+    is_edge = np.append(ranked[:-1] > ranked[1:], True)
+    f1 = np.where(is_edge, 2 * hits / (said + hits[-1]), -1.0)
+    following = np.append(ranked[1:], 0.0)
+    edges = [
+        float(np.clip(0.5, following[place] + 1e-6, ranked[place]))
+        for place in np.flatnonzero(np.isclose(f1, f1.max()))
+    ]
+    best = min(edges, key=lambda edge: abs(edge - 0.5))
+    return float(np.clip(best, 1e-6, 1 - 1e-6))
+
+
 def risk_coverage(confidence: np.ndarray, is_right: np.ndarray) -> list[tuple[float, float]]:
     """(share answered, accuracy of these) when only the most confident are answered, for every twentieth."""
     order = np.argsort(-confidence, kind="stable")

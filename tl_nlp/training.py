@@ -9,32 +9,38 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from tl_nlp import augmentation, features, memory
+from tl_nlp import augmentation, baselines, features, memory
 from tl_nlp.artifact import locate, save_artifact
+from tl_nlp.baselines import Given, given
 from tl_nlp.batches import Encoded, window_lengths
+from tl_nlp.checking import Finding, check, sampled
 from tl_nlp.errors import RecipeError, RunError
-from tl_nlp.evaluation import score, write_predictions
-from tl_nlp.hardware import peak_rss_mb
+from tl_nlp.evaluation import judged, references, score, write_predictions
+from tl_nlp.hardware import best_device, peak_rss_mb
 from tl_nlp.heads import Objective
 from tl_nlp.loop import Progress, fit
-from tl_nlp.model import check, load_model, placed
+from tl_nlp.model import check as check_model
+from tl_nlp.model import load_base, load_model, placed
 from tl_nlp.prediction import Predictor
 from tl_nlp.pretrained import load_tokenizer
 from tl_nlp.recipe import Recipe
-from tl_nlp.rows import columns_of, fingerprint
+from tl_nlp.reporting import write_report
+from tl_nlp.rows import fingerprint, hashes, resolved
 from tl_nlp.run import Run
 from tl_nlp.schedule import Plan
 from tl_nlp.steps import Steps, refuse_split_mixup
-from tl_nlp.types import COLUMNS, Metrics
+from tl_nlp.tables import Reject
+from tl_nlp.types import Metrics
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -48,21 +54,25 @@ def train(recipe: Recipe | Run, *, root: Path | None = None) -> Run:
     if isinstance(recipe, Run) and recipe.is_finished:
         return recipe
     accelerator = Accelerator()
-    given = recipe.recipe() if isinstance(recipe, Run) else recipe
-    prepared = prepare(given)
-    size = given.training.device_batch_size
+    asked = recipe.recipe() if isinstance(recipe, Run) else recipe
+    prepared = prepare(asked)
+    size = asked.training.device_batch_size
     if isinstance(size, int):
-        refuse_split_mixup(given.training, prepared.lengths, size, accelerator.num_processes)
+        refuse_split_mixup(asked.training, prepared.lengths, size, accelerator.num_processes)
     run = recipe if isinstance(recipe, Run) else _create(prepared.recipe, root, accelerator)
+    known = None
     if accelerator.is_main_process:
         _note_start(run, prepared, accelerator)
+        known = _look_at(run, prepared)
+    accelerator.wait_for_everyone()
     steps, predictor = steps_of(prepared, accelerator)
     if accelerator.is_main_process:
         _note_size(run, steps)
     progress = _fit(steps, predictor, prepared, run)
-    if accelerator.is_main_process:
-        save_artifact(predictor.model, prepared.tokenizer, prepared.recipe, run)
-        _finish(run, prepared, progress)
+    if known is not None:
+        save_artifact(predictor.model, prepared.tokenizer, _calibrated(predictor, prepared), run)
+        _finish(run, prepared, known, progress)
+        write_report(run)
     accelerator.wait_for_everyone()
     return run
 
@@ -75,6 +85,7 @@ class Prepared:
     folder: Path  # of the checkpoint
     tokenizer: Any
     rows: DatasetDict
+    rejects: list[Reject]
     encoded: dict[str, Encoded]
     lengths: list[list[int]]  # tokens of the windows of the training rows
     objective: Objective
@@ -84,15 +95,36 @@ def prepare(recipe: Recipe) -> Prepared:
     """Everything of a training that needs no weights, so that most faults are told before they are loaded."""
     described = locate(recipe.checkpoint, with_weights=False)
     tokenizer = load_tokenizer(described)
-    check(recipe, described, tokenizer)
+    check_model(recipe, described, tokenizer)
     folder = locate(recipe.checkpoint)
-    rows = recipe.data.load()
-    task = recipe.task.resolve(rows)
+    rejects: list[Reject] = []
+    task, rows = resolved(recipe, rejects)
     # tests too, so that a target that does not fit is told before the training and not after it
     encoded = {split: _encode(rows[split], task, tokenizer, split) for split in rows}
     objective = Objective.of(recipe.training, task.outputs(), encoded["train"])
     lengths = window_lengths(encoded["train"])
-    return Prepared(recipe.model_copy(update={"task": task}), folder, tokenizer, rows, encoded, lengths, objective)
+    resolved_recipe = recipe.model_copy(update={"task": task})
+    return Prepared(resolved_recipe, folder, tokenizer, rows, rejects, encoded, lengths, objective)
+
+
+def checked(prepared: Prepared) -> tuple[list[Finding], Given]:
+    """What the data check finds, and what the baselines need to know: both look at frozen features."""
+    recipe, rows, task = prepared.recipe, prepared.rows, prepared.recipe.task
+    learned = sampled(len(rows["train"]), baselines.MAX_ROWS)
+    frozen = {}
+    if task.head in ("classify", "multilabel", "regress"):
+        model = placed(load_base(recipe, prepared.folder), best_device())
+        pad_id = prepared.tokenizer.pad_token_id or 0
+        for split, encoded in prepared.encoded.items():
+            part = encoded.select(learned) if split == "train" else encoded
+            frozen[split] = features.embeddings(model, part, pad_id, recipe.training.precision, f"features of {split}")
+    tokens = {}
+    for split, encoded in prepared.encoded.items():
+        cut = np.asarray(encoded["cut"][:])
+        tokens[split] = np.asarray([sum(windows) for windows in window_lengths(encoded)]) + cut, cut
+    looked_at = np.isin(learned, sampled(len(rows["train"])))
+    states = frozen["train"][looked_at] if frozen else None
+    return check(rows, task, prepared.rejects, tokens, states), given(task, rows, frozen, learned)
 
 
 def steps_of(prepared: Prepared, accelerator: Accelerator) -> tuple[Steps, Predictor]:
@@ -161,25 +193,15 @@ def _encode(rows: Dataset, task: Any, tokenizer: Any, split: str) -> Dataset:
 
 
 def _note_start(run: Run, prepared: Prepared, accelerator: Accelerator) -> None:
-    """Writes data.json and environment.json; a resumed run whose data has changed is refused with a RunError."""
-    rows, recipe = prepared.rows, prepared.recipe
-    splits = {name: {"rows": len(split), "fingerprint": fingerprint(split)} for name, split in rows.items()}
-    tokens_cut = {name: int(sum(split["cut"])) for name, split in prepared.encoded.items()}
-    before = run.data().get("splits", splits)
-    changed = [name for name in splits if before.get(name) != splits[name]]
+    """Writes environment.json; a resumed run whose data has changed is refused with a RunError."""
+    recipe = prepared.recipe
+    before = run.data().get("splits", {})
+    changed = [name for name in before if before[name]["fingerprint"] != fingerprint(prepared.rows[name])]
     if changed:
         raise RunError(
             f"the {changed[0]} rows are not those {run.folder} began with, so it cannot go on exactly; "
             "put the data back, or train anew from the recipe"
         )
-    run.write_data({"splits": splits, "tokens_cut": tokens_cut})
-    for name, n_cut in tokens_cut.items():
-        if n_cut:
-            print(
-                f"{name}: {n_cut} tokens of long texts are in no window and are not seen; "
-                "task.max_length and task.max_windows set how many are",
-                file=sys.stderr,
-            )
     run.write_environment(
         {
             "versions": {"python": platform.python_version(), **_versions()},
@@ -190,6 +212,26 @@ def _note_start(run: Run, prepared: Prepared, accelerator: Accelerator) -> None:
             "seeds": {"training": recipe.training.seed, "data": recipe.data.seed},
         }
     )
+
+
+def _look_at(run: Run, prepared: Prepared) -> Given:
+    """Checks the data: writes data.json and what goes with it, tells what is wrong; returns what baselines need."""
+    findings, known = checked(prepared)
+    splits = {name: {"rows": len(rows), "fingerprint": fingerprint(rows)} for name, rows in prepared.rows.items()}
+    run.write_data(
+        {
+            "splits": splits,
+            "tokens_cut": {name: int(sum(encoded["cut"])) for name, encoded in prepared.encoded.items()},
+            "rejects": len(prepared.rejects),
+            "findings": [asdict(finding) for finding in findings],
+        }
+    )
+    run.write_rejects([asdict(reject) for reject in prepared.rejects])
+    run.write_hashes({name: hashes(rows) for name, rows in prepared.rows.items()})
+    for finding in findings:
+        if finding.severity != "note" or finding.name == "cut":
+            print(finding, file=sys.stderr)
+    return known
 
 
 def _note_size(run: Run, steps: Steps) -> None:
@@ -244,14 +286,14 @@ def _fit(steps: Steps, predictor: Predictor, prepared: Prepared, run: Run) -> Pr
         }
         steps.examples = lambda epoch: encoded["train"]
     seconds = time.perf_counter() - started
-    references = columns_of(prepared.rows["validation"], (*COLUMNS, *task.columns))
+    truth = references(task, prepared.rows["validation"])
     mine = range(accelerator.process_index, len(prepared.rows["validation"]), accelerator.num_processes)
     shard = encoded["validation"].select(mine)
 
     def validate() -> Metrics:
         found = gather_object(list(zip(mine, predictor.infer(shard), strict=True)))
         outputs = [output for _, output in sorted(found, key=lambda pair: pair[0])]
-        return task.score(task.decode(outputs, references, prepared.tokenizer), references)
+        return task.score(task.decode(outputs, truth, prepared.tokenizer), truth)
 
     with features.reading_features(model) if cached else nullcontext():
         progress = fit(steps, validate, task.main_metric, run)
@@ -259,20 +301,31 @@ def _fit(steps: Steps, predictor: Predictor, prepared: Prepared, run: Run) -> Pr
     return progress
 
 
-def _finish(run: Run, prepared: Prepared, progress: Progress) -> None:
-    """Scores the artifact on every test split, from disk, and writes results.json."""
+def _calibrated(predictor: Predictor, prepared: Prepared) -> Recipe:
+    """The recipe with what validation teaches about the task's decisions."""
+    outputs = predictor.infer(prepared.encoded["validation"])
+    task = prepared.recipe.task.calibrated(outputs, references(prepared.recipe.task, prepared.rows["validation"]))
+    return prepared.recipe.model_copy(update={"task": task})
+
+
+def _finish(run: Run, prepared: Prepared, known: Given, progress: Progress) -> None:
+    """Scores the artifact and the baselines on every test split, the artifact from disk, and writes results.json."""
     recipe, rows = prepared.recipe, prepared.rows
     predictor = Predictor.load(run)
-    splits = {}
+    splits, predictions = {}, {}
     for split in [name for name in rows if name not in ("train", "validation")]:
-        splits[split], predictions = score(predictor, rows[split])
-        write_predictions(run.predictions_file(split), rows[split], predictions)
+        theirs = references(recipe.task, rows[split])
+        predictions[split] = predictor.predict(rows[split])
+        splits[split] = score(predictor.task, predictions[split], theirs)
+        write_predictions(run.predictions_file(split), theirs, predictions[split])
+    answers = {name: made["test"] for name, made in baselines.answers(known)}
     run.write_results(
         {
             "format": 1,
             "main_metric": recipe.task.main_metric,
             "task": recipe.task.kind,
             "splits": splits,
+            **judged(predictor.task, predictions["test"], answers, references(recipe.task, rows["test"])),
             "train": {
                 "seconds": round(progress.seconds, 1),
                 "examples_per_second": round(progress.rows / max(progress.seconds, 1e-9), 1),

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from tl_nlp.errors import DataError
 from tl_nlp.recipe import Pooling, Task
+from tl_nlp.statistics import fit_temperature, tempered
 from tl_nlp.types import Label, Metrics, Prediction
 from tl_nlp.windows import text_windows
 
@@ -20,6 +21,7 @@ class Classification(Task):
     labels: tuple[str, ...] = ()  # default: those in the data, in order
     max_windows: int = Field(8, ge=1)
     pooling: Pooling = "checkpoint"
+    temperature: float | None = Field(None, gt=0)  # divides logits; default: fitted on validation after the training
 
     @field_validator("labels")
     @classmethod
@@ -62,10 +64,18 @@ class Classification(Task):
         return [self.labels.index(target) for target in rows["target"]]
 
     def decode(self, outputs: list[np.ndarray], rows: dict[str, list[Any]], tokenizer: Any) -> list[Prediction]:
+        shares = np.asarray(outputs, float)
+        if self.temperature is not None:
+            shares = tempered(shares, self.temperature)
         return [
-            Label(self.labels[int(probabilities.argmax())], dict(zip(self.labels, probabilities.tolist(), strict=True)))
-            for probabilities in outputs
+            Label(self.labels[int(row.argmax())], dict(zip(self.labels, row.tolist(), strict=True))) for row in shares
         ]
+
+    def calibrated(self, outputs: list[np.ndarray], rows: dict[str, list[Any]]) -> "Classification":
+        if self.temperature is not None:
+            return self
+        fitted = fit_temperature(np.asarray(outputs, float), np.asarray(self.labels_of(rows)))
+        return self.model_copy(update={"temperature": round(fitted, 4)})
 
     def score(self, predictions: list[Prediction], rows: dict[str, list[Any]]) -> Metrics:
         from tl_nlp.scoring import LabelMetrics

@@ -1,12 +1,13 @@
 """Any number of labels at once: topics, tags, toxic traits."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from tl_nlp.errors import DataError
 from tl_nlp.recipe import Pooling, Task
+from tl_nlp.statistics import best_threshold
 from tl_nlp.types import Labels, Metrics, Prediction
 from tl_nlp.windows import text_windows
 
@@ -20,7 +21,8 @@ class Multilabel(Task):
     labels: tuple[str, ...] = ()  # default: those in the data, in order
     max_windows: int = Field(8, ge=1)
     pooling: Pooling = "checkpoint"
-    threshold: float = Field(0.5, gt=0, lt=1)  # the probability from which a label is given
+    threshold: float | None = Field(None, gt=0, lt=1)  # the probability from which a label is given; default:
+    thresholds: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {}  # fitted for each label on validation, 0.5 before
 
     def resolve(self, rows: Any) -> "Multilabel":
         if self.labels:
@@ -66,11 +68,21 @@ class Multilabel(Task):
     def decode(self, outputs: list[np.ndarray], rows: dict[str, list[Any]], tokenizer: Any) -> list[Prediction]:
         return [
             Labels(
-                [name for name, share in zip(self.labels, probabilities, strict=True) if share >= self.threshold],
+                [name for name, share in zip(self.labels, probabilities, strict=True) if share >= self._from(name)],
                 dict(zip(self.labels, probabilities.tolist(), strict=True)),
             )
             for probabilities in outputs
         ]
+
+    def _from(self, label: str) -> float:
+        return self.threshold if self.threshold is not None else self.thresholds.get(label, 0.5)
+
+    def calibrated(self, outputs: list[np.ndarray], rows: dict[str, list[Any]]) -> "Multilabel":
+        if self.threshold is not None or self.thresholds:
+            return self
+        truth, shares = self._indicators(rows), np.asarray(outputs)
+        fitted = {name: best_threshold(truth[:, place], shares[:, place]) for place, name in enumerate(self.labels)}
+        return self.model_copy(update={"thresholds": fitted})
 
     def score(self, predictions: list[Prediction], rows: dict[str, list[Any]]) -> Metrics:
         from tl_nlp.scoring import LabelsMetrics

@@ -1,0 +1,91 @@
+"""report.html: the one page a person reads. It holds everything it shows and asks nothing of the network."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from tl_nlp import charts
+from tl_nlp.evaluation import read_predictions
+from tl_nlp.run import Run
+
+_N_CHARACTERS = 300  # of a text that was mistaken
+_MOST_LABELS = 40  # that a confusion matrix is drawn for
+
+
+def write_report(run: Run) -> Path:
+    """Writes the report of a finished run into it, and returns its path. Raises RunError."""
+    from jinja2 import Environment, StrictUndefined
+
+    template = resources.files("tl_nlp").joinpath("report.html").read_text("utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = _number
+    page = environment.from_string(template).render(**_content(run))
+    run.report_file.write_text(page, "utf-8")
+    return run.report_file
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _content(run: Run) -> dict[str, Any]:
+    results, data, recipe, environment = run.results(), run.data(), run.recipe(), run.environment()
+    name, test = results["main_metric"], results["splits"]["test"]
+    verdict = results.get("verdict", "not compared with baselines")
+    baselines = results.get("baselines", {})
+    ranked = sorted(baselines.items(), key=lambda one: -one[1][name]["value"])
+    shown = [(recipe.name, test["metrics"][name]), *((other, scores[name]) for other, scores in ranked)]
+    history = run.history()
+    drawings = {
+        "baselines": charts.whiskers([one for one, _ in shown], [value for _, value in shown], name, marked=0),
+        "slices": _slices(test["slices"], name),
+        "loss": _history(history, "train", "loss"),
+        "validation": _history(history, "validation", name),
+    }
+    if "confusion" in test and len(test["classes"]) <= _MOST_LABELS:
+        drawings["confusion"] = charts.heatmap(list(test["classes"]), test["confusion"])
+    if "calibration" in test:
+        curve = test["calibration"]["risk_coverage"]
+        drawings["reliability"] = charts.reliability_curve(test["calibration"]["reliability"])
+        points = [one["answered"] for one in curve], [one["accuracy"] for one in curve]
+        drawings["risk_coverage"] = charts.lines({"accuracy": points}, "share answered, surest first", "share right")
+    return {
+        "name": recipe.name,
+        "recipe": recipe,
+        "recipe_json": json.dumps(recipe.model_dump(mode="json"), indent=2, ensure_ascii=False),
+        "main_metric": name,
+        "headline": {"better": "Better", "worse": "Worse"}.get(verdict.split()[0], "Undecided"),
+        "verdict": verdict,
+        "negative_transfer": results.get("negative_transfer"),
+        "splits": results["splits"],
+        "test": test,
+        "baselines": ranked,
+        "train": results["train"],
+        "data": data,
+        "environment": environment,
+        "drawings": {key: drawing for key, drawing in drawings.items() if drawing},
+        "mistakes": _mistakes(run, test["mistakes"]),
+        "temperature": getattr(run.trained_recipe().task, "temperature", None) if "calibration" in test else None,
+    }
+
+
+def _slices(slices: list[dict[str, Any]], name: str) -> str:
+    names = [f"{one['name']} ({one['rows']})" for one in slices]
+    return charts.whiskers(names, slices, f"{name}, worst first") if slices else ""
+
+
+def _history(history: list[dict[str, Any]], split: str, name: str) -> str:
+    rows = [line for line in history if line["split"] == split and name in line["values"]]
+    points = [line["epoch"] for line in rows], [line["values"][name] for line in rows]
+    return charts.lines({split: points}, "epoch", f"{split}: {name}") if rows else ""
+
+
+def _mistakes(run: Run, mistakes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not mistakes:
+        return []
+    _, rows = read_predictions(run.predictions_file("test"), run.recipe().task)
+    text_of = dict(zip(rows["id"], rows["text"], strict=True))
+    return [{**one, "text": text_of.get(one["id"], "")[:_N_CHARACTERS]} for one in mistakes]
