@@ -8,11 +8,11 @@ from tl_nlp.run import Run
 if TYPE_CHECKING:
     from tl_nlp.evaluation import evaluate
     from tl_nlp.prediction import Predictor
-    from tl_nlp.training import train
+    from tl_nlp.studies import train
 
 __all__ = ["Checkpoint", "Predictor", "Recipe", "Run", "Training", "evaluate", "load_recipe", "train"]
 
-_HEAVY = {"train": "tl_nlp.training", "evaluate": "tl_nlp.evaluation", "Predictor": "tl_nlp.prediction"}
+_HEAVY = {"train": "tl_nlp.studies", "evaluate": "tl_nlp.evaluation", "Predictor": "tl_nlp.prediction"}
 
 
 def __getattr__(name: str) -> Any:

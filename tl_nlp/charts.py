@@ -7,7 +7,7 @@ alone.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,30 @@ def write_png(path: Path, curves: list[Curve], x_label: str, y_label: str) -> No
         place.axvline(curve.marked, color=ORANGE, linestyle="--", label=f"suggested: {curve.marked:.1e}")
         place.set(xscale="log", xlabel=x_label, ylabel=y_label, title=curve.name)
         place.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def write_growth_png(
+    path: Path,
+    points: Sequence[dict[str, float]],
+    law: Callable[[float], dict[str, float]] | None,
+    most: float,
+    label: str,
+) -> None:
+    """Scores with intervals by number of rows, and the law through them drawn on to `most` rows."""
+    figure, (axes,) = _figure(6.4, 4.2)
+    x = [point["rows"] for point in points]
+    low = [point["value"] - point.get("low", point["value"]) for point in points]
+    high = [point.get("high", point["value"]) - point["value"] for point in points]
+    axes.errorbar(x, [point["value"] for point in points], [low, high], fmt="o", color=BLUE, capsize=3, label="trained")
+    if law is not None:
+        n_points = 60
+        line = [x[0] * (most / x[0]) ** (place / (n_points - 1)) for place in range(n_points)]
+        drawn = [law(n) for n in line]
+        axes.plot(line, [one["value"] for one in drawn], "--", color=ORANGE, label="power law")
+        axes.fill_between(line, [one["low"] for one in drawn], [one["high"] for one in drawn], color=ORANGE, alpha=0.15)
+    axes.set(xscale="log", xlabel="training rows", ylabel=label)
+    axes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=120)
 
 

@@ -287,8 +287,9 @@ def _doubtful(rows: Dataset, features: np.ndarray) -> list[Finding]:
 def doubtful_labels(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Which rows may be mislabelled, the most doubtful first, by confident learning (Northcutt et al. 2021).
 
-    Probabilities are those of a logistic regression on `features` that has not seen the row (five folds). A row is
-    doubtful where another label reaches the mean confidence that label's own rows have; rows are ordered by margin.
+    Probabilities are those of a logistic regression on `features` that has not seen the row (five folds). Rows that
+    reach a label's mean confidence are counted under it; from these counts follows how many rows of each label belong
+    to each other one, and as many are taken as doubtful, those first for which the other label is ahead the most.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -298,13 +299,23 @@ def doubtful_labels(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
     probabilities = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
+    n_labels = probabilities.shape[1]
     own = probabilities[np.arange(len(labels)), labels]
-    usual = np.asarray([own[labels == label].mean() for label in range(probabilities.shape[1])])
+    usual = np.asarray([own[labels == label].mean() for label in range(n_labels)])
     reached = np.where(probabilities >= usual, probabilities, -np.inf)
-    likely = reached.argmax(axis=1)
-    doubtful = np.flatnonzero(np.isfinite(reached.max(axis=1)) & (likely != labels))
-    margin = own[doubtful] - probabilities[doubtful, likely[doubtful]]
-    return doubtful[np.argsort(margin, kind="stable")]
+    is_sure, likely = np.isfinite(reached.max(axis=1)), reached.argmax(axis=1)
+    lead = np.full(len(labels), -np.inf)  # of the other label over the given one, for the rows that are taken
+    for label in range(n_labels):
+        rows = np.flatnonzero(labels == label)
+        counts = np.bincount(likely[rows][is_sure[rows]], minlength=n_labels)
+        for other in np.flatnonzero(counts):
+            if other == label:
+                continue
+            ahead = probabilities[rows, other] - own[rows]
+            taken = np.argsort(-ahead, kind="stable")[: round(len(rows) * counts[other] / counts.sum())]
+            lead[rows[taken]] = np.maximum(lead[rows[taken]], ahead[taken])
+    order = np.argsort(-lead, kind="stable")
+    return order[lead[order] > 0]
 
 
 # ---- personal data and languages

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from tl_nlp.components import kinds
 from tl_nlp.errors import RecipeError, TLError
-from tl_nlp.recipe import load_recipe, recipe_files
+from tl_nlp.recipe import Recipe, load_recipe, recipe_files
 from tl_nlp.run import Run, all_runs, artifact_folder, newest_runs, runs_root
 
 
@@ -69,13 +69,27 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(sub, "RECIPE", "a .py file, or a name in ./recipes")
     sub = add("train", _train, "fine-tune a recipe into a new run, or go on with an unfinished run")
     _add_recipe(sub, "RECIPE|RUN", "a recipe (.py file or name), or a run directory")
+    sub = add(
+        "check", _check, "what is wrong with a recipe's data: duplicates, leaks, doubtful labels, personal data ..."
+    )
+    _add_recipe(sub, "RECIPE", "a .py file, or a name in ./recipes")
+    sub.add_argument("--fix", type=Path, metavar="DIR", help="write a cleaned copy of each split into this folder")
+    sub.add_argument("--json", action="store_true", help="the findings as JSON")
     sub = add("find-lr", _find_lr, "try rising learning rates on a throw-away copy, draw the losses and suggest rates")
     _add_recipe(sub, "RECIPE", "a .py file, or a name in ./recipes")
     sub.add_argument("--output", type=Path, help="the drawing, a .png file; default: find-lr-RECIPE.png")
+    sub = add("learning-curve", _learning_curve, "train on parts of the training rows, and tell what more would give")
+    _add_recipe(sub, "RECIPE|RUN", "a recipe (.py file or name), or the run of a curve that was cut off")
     sub = add("evaluate", _evaluate, "score a run on a split of its data or on a file, as JSON")
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--split", default="test", help="default: test")
     sub.add_argument("--file", type=Path, help="rows with targets: csv, tsv, jsonl or parquet")
+    sub = add("compare", _compare, "which of several runs is better on the same test rows, with intervals")
+    sub.add_argument("runs", metavar="RUN", nargs="+", help="the first is compared with each of the others")
+    sub.add_argument("--split", default="test", help="default: test")
+    sub.add_argument("--json", action="store_true")
+    sub = add("report", _report, "write the report of a run again, and print where it is")
+    sub.add_argument("run", metavar="RUN")
     sub = add("predict", _predict, "predictions for texts, as JSON lines")
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("texts", metavar="TEXT", nargs="*", help="default: the lines of stdin")
@@ -112,24 +126,95 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    chosen: Any
-    if Path(arguments.recipe).is_dir():
-        chosen = Run.open(arguments.recipe)
-        if arguments.overrides:
-            raise RecipeError(
-                f"{arguments.overrides[0]}: a run goes on with the recipe it began with; overrides go with a recipe"
-            )
-    else:
-        chosen = load_recipe(arguments.recipe, *arguments.overrides)
-    from tl_nlp.training import train
+    chosen = _recipe_or_run(arguments)
+    from tl_nlp.studies import train
 
     run = train(chosen)
     if os.environ.get("RANK", "0") != "0":  # under `accelerate launch` one process speaks
         return
-    for split, scores in run.results()["splits"].items():
-        values = "  ".join(f"{name} {metric['value']:.4g}" for name, metric in scores["metrics"].items())
-        print(f"{split}  {scores['rows']} rows  {values}")
+    results = run.results()
+    for split, scores in results["splits"].items():
+        print(f"{split}  {scores['rows']} rows  {_values(scores['metrics'])}")
+    for name, scores in results.get("baselines", {}).items():
+        print(f"baseline {name}  {_values({key: scores[key] for key in scores if key != 'difference'})}")
+    for kind in ("seeds", "folds"):
+        for split, metrics in results.get(kind, {}).get("splits", {}).items():
+            spread = "  ".join(f"{name} {one['mean']:.4g} ± {one['sd']:.2g}" for name, one in metrics.items())
+            print(f"{split}  mean ± sd of {results[kind]['n']} {kind}  {spread}")
+    if "verdict" in results:
+        print(results["verdict"])
+    if results.get("negative_transfer"):
+        print(f"negative transfer? {results['negative_transfer']}")
     print(run.folder)
+
+
+def _recipe_or_run(arguments: argparse.Namespace) -> Recipe | Run:
+    if not Path(arguments.recipe).is_dir():
+        return load_recipe(arguments.recipe, *arguments.overrides)
+    if arguments.overrides:
+        raise RecipeError(
+            f"{arguments.overrides[0]}: a run goes on with the recipe it began with; overrides go with a recipe"
+        )
+    return Run.open(arguments.recipe)
+
+
+def _values(metrics: dict[str, dict[str, float]]) -> str:
+    return "  ".join(
+        f"{name} {one['value']:.4g}" + (f" [{one['low']:.4g}, {one['high']:.4g}]" if "low" in one else "")
+        for name, one in metrics.items()
+    )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    # what training refuses is told here like all the rest
+    recipe = load_recipe(arguments.recipe, *arguments.overrides, "data.overlap=keep", "data.max_rejects=0.99")
+    from dataclasses import asdict
+
+    from tl_nlp.checking import write_cleaned
+    from tl_nlp.training import checked, prepare
+
+    prepared = prepare(recipe)
+    findings, _ = checked(prepared)
+    if arguments.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
+    else:
+        for split, rows in prepared.rows.items():
+            print(f"{split}  {len(rows)} rows")
+        for finding in findings:
+            print(finding)
+    if arguments.fix is not None:
+        for split, n_rows in write_cleaned(prepared.rows, prepared.recipe.task, arguments.fix).items():
+            print(
+                f"{arguments.fix / f'{split}.jsonl'}  {n_rows} rows", file=sys.stderr if arguments.json else sys.stdout
+            )
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    runs = [Run.open(run) for run in arguments.runs]
+    if len(runs) < 2:
+        raise RecipeError("compare takes two or more runs; the first is compared with each of the others")
+    from tl_nlp.evaluation import compare
+
+    found = compare(runs, arguments.split)
+    if arguments.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    name = found["metric"]
+    for one in found["runs"]:
+        print(f"{one['run']}  {_values({name: one[name]})}")
+    for one in found["differences"]:
+        p = "" if one["p"] is None else f"  p {one['p']:.2g} ({one['test']})"
+        print(
+            f"{one['verdict']}: {runs[0].folder} against {one['against']}: {one['value']:+.3g} "
+            f"[{one['low']:+.3g}, {one['high']:+.3g}] {name}{p}"
+        )
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    run = Run.open(arguments.run)
+    from tl_nlp.reporting import write_report
+
+    print(write_report(run))
 
 
 def _find_lr(arguments: argparse.Namespace) -> None:
@@ -146,6 +231,18 @@ def _find_lr(arguments: argparse.Namespace) -> None:
         print(as_text(curve), end="\n\n")
     print(" ".join(found.overrides))
     print(path)
+
+
+def _learning_curve(arguments: argparse.Namespace) -> None:
+    chosen = _recipe_or_run(arguments)
+    from tl_nlp.studies import learning_curve
+
+    run, growth = learning_curve(chosen)
+    for point in growth.points:
+        print(f"{point['rows']:.0f} rows  {_values({growth.metric: point})}")
+    for point in growth.expected():
+        print(f"{point['rows']:.0f} rows, expected  {_values({growth.metric: point})}")
+    print(run.folder)
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

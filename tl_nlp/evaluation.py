@@ -113,6 +113,45 @@ def judged(task: Task, ours: list[Prediction], answers: dict[str, list[Predictio
     }
 
 
+def compare(runs: list[Run], split: str = "test") -> dict[str, Any]:
+    """The main metric of each run on the rows of a split, and how far the first is above each of the others.
+
+    Raises DataError where the runs were not scored on the same rows, or by another task.
+    """
+    task = runs[0].trained_recipe().task
+    made, rows = read_predictions(runs[0].predictions_file(split), task)
+    place_of = {row: place for place, row in enumerate(rows["id"])}
+    answers = [made]
+    for run in runs[1:]:
+        other = run.trained_recipe().task
+        if other.kind != task.kind or other.outputs() != task.outputs():
+            raise DataError(f"{run.folder} answers another question ({other.kind}) than {runs[0].folder} ({task.kind})")
+        theirs, their_rows = read_predictions(run.predictions_file(split), other)
+        same = sorted(zip(their_rows["id"], their_rows["text"], map(str, their_rows["target"]), strict=True))
+        if same != sorted(zip(rows["id"], rows["text"], map(str, rows["target"]), strict=True)):
+            raise DataError(
+                f"{run.folder} was scored on other {split} rows than {runs[0].folder}; train both with the same data "
+                "and data.seed, or evaluate both on one --file"
+            )
+        in_order: list[Prediction] = list(made)
+        for prediction, row in zip(theirs, their_rows["id"], strict=True):
+            in_order[place_of[row]] = prediction
+        answers.append(in_order)
+    name, by_cluster = task.main_metric, clusters(rows)
+    found = [intervals({name: task.score(one, rows)[name]}, len(one), by_cluster) for one in answers]
+    gaps = [compared(task, answers[0], one, rows) for one in answers[1:]]
+    return {
+        "metric": name,
+        "split": split,
+        "rows": len(made),
+        "runs": [{"run": str(run.folder), **one} for run, one in zip(runs, found, strict=True)],
+        "differences": [
+            {"against": str(run.folder), "verdict": gap.verdict, **asdict(gap)}
+            for run, gap in zip(runs[1:], gaps, strict=True)
+        ],
+    }
+
+
 def write_predictions(path: Path, rows: Rows, predictions: list[Prediction]) -> None:
     """A parquet file of the rows' columns (target as `reference`), `prediction` and what else predictions carry."""
     import pyarrow as pa

@@ -126,8 +126,17 @@ class Data(Component):
     test_share: float = Field(0.15, gt=0, lt=0.5)
     overlap: Literal["refuse", "drop", "keep"] = "refuse"  # of given splits; refuse: beyond 1 % of a test, else drop
     max_rejects: float = Field(0.01, ge=0, lt=1)  # share of rows that may be unusable and left out
+    folds: int | None = Field(None, ge=2)  # runs, each tested on another part of the rows: for small sets
+    fold: int | None = Field(None, ge=0)  # the part that a run of `folds` is tested on; default: the first
+    train_rows: int | None = Field(None, ge=1)  # learns from at most this many rows
     rows: int | None = Field(None, ge=1)  # at most this many of each split, for a quick try
     seed: int = 0  # splits and `rows` depend on it alone
+
+    @model_validator(mode="after")
+    def _folded(self) -> Data:
+        if self.fold is not None and (self.folds is None or self.fold >= self.folds):
+            raise RecipeError(f"there is no fold {self.fold} of data.folds={self.folds}; they count from 0", "fold")
+        return self
 
     @abstractmethod
     def load(self, rejects: list[Reject] | None = None) -> DatasetDict:
@@ -249,6 +258,7 @@ class Training(Value):
     eval_every: float = Field(1.0, gt=0)  # epochs
     save_every: float = Field(1.0, gt=0)  # epochs
     patience: int | None = Field(None, ge=1)  # stop after this many evaluations without a better main metric
+    seeds: int = Field(1, ge=1)  # runs, each with a seed of its own from `seed` on; the best on validation is kept
     seed: int = 0  # data order, head and adapter init, dropout, augmentation
 
 

@@ -34,12 +34,13 @@ def prepare(tables: dict[str, pa.Table], data: Data, rejects: list[Reject]) -> D
     from datasets.table import InMemoryTable
 
     tables = {split: _cleaned(table, data, split, rejects) for split, table in tables.items()}
-    tables = _split(_apart(tables, data, rejects), data)
+    tables = _fold(tables, data) if data.folds else _split(_apart(tables, data, rejects), data)
     rows = DatasetDict()
     for split, table in tables.items():
         table = table.drop_columns(_NUMBER)
-        if data.rows is not None and len(table) > data.rows:
-            chosen = np.random.default_rng(data.seed).permutation(len(table))[: data.rows]
+        most = min(data.rows or len(table), data.train_rows or len(table) if split == "train" else len(table))
+        if len(table) > most:
+            chosen = np.random.default_rng(data.seed).permutation(len(table))[:most]
             table = table.take(np.sort(chosen))
         if not len(table):
             raise DataError(f"split {split} has no rows; check data.where, data.keep_together and the files")
@@ -204,6 +205,23 @@ def _split(tables: dict[str, pa.Table], data: Data) -> dict[str, pa.Table]:
         cut = {name: tables["train"].filter(pa.array(parts == name)) for name in ("train", *shares)}
         tables = {**tables, **cut}
     return {name: tables[name] for name in dict.fromkeys(("train", "validation", "test", *tables))}
+
+
+def _fold(tables: dict[str, pa.Table], data: Data) -> dict[str, pa.Table]:
+    """One file's rows with the fold `data.fold` as test, and of the rest a share as validation. Rows without an id
+    have their row in the file for one, so that folds can be put together again."""
+    assert data.folds is not None, "there are folds to make"
+    if len(tables) > 1:
+        raise DataError(f"data.folds splits one set of rows, and there are given splits: {', '.join(tables)}")
+    table = tables["train"]
+    if "id" not in table.column_names:
+        ids = pc.binary_join_element_wise("row-", table[_NUMBER].cast(pa.string()), "")
+        table = table.add_column(0, "id", ids)
+    names = [str(fold) for fold in range(data.folds)]
+    parts = assign(table, dict.fromkeys(names[1:], 1 / data.folds), data.seed)
+    parts[parts == "train"] = names[0]
+    is_test = parts == str(data.fold or 0)
+    return _split({"train": table.filter(pa.array(~is_test)), "test": table.filter(pa.array(is_test))}, data)
 
 
 def assign(table: pa.Table, shares: dict[str, float], seed: int) -> np.ndarray:

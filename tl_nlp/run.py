@@ -31,7 +31,8 @@ class Run:
     metrics.jsonl     a line for each report: step, epoch, split, values
     checkpoints/      of the best and the last step, each complete or absent
     model/            the artifact: weights or adapter, tokenizer and recipe
-    predictions/      of each test split: id, text, reference, prediction
+    predictions/      of each test split: the rows, reference, prediction; those of baselines in folders of their own
+    seeds/K folds/K sizes/N   the runs inside a run of several
     results.json      scores, baselines and verdict, written last: its presence marks a finished run
     report.html       the page a person reads
     """
@@ -57,6 +58,24 @@ class Run:
         run = cls(folder)
         run._write(RECIPE, recipe.model_dump(mode="json"))
         return run
+
+    def within(self, part: str, recipe: Recipe) -> Run:
+        """The run inside this run at `part` (seeds/0, folds/3), made with its recipe where there is none yet."""
+        run = Run(self.folder / part)
+        if not (run.folder / RECIPE).is_file():
+            run.folder.mkdir(parents=True, exist_ok=True)
+            run._write(RECIPE, recipe.model_dump(mode="json"))
+        return run
+
+    def adopt(self, part: Run) -> None:
+        """Takes over everything of a run inside this one but its recipe, checkpoints and results."""
+        for path in part.folder.iterdir():
+            if path.name not in (RECIPE, "checkpoints", "results.json", "report.html"):
+                target = self.folder / path.name
+                if path.is_dir():
+                    shutil.copytree(path, target, dirs_exist_ok=True)
+                else:
+                    shutil.copy2(path, target)
 
     @classmethod
     def find(cls, folder: Path) -> Run | None:
@@ -176,13 +195,25 @@ class Run:
         table = pyarrow.parquet.read_table(path)
         return table["hash"].to_numpy()[np.isin(table["split"].to_pylist(), ["train", "validation"])]
 
+    @property
+    def growth_file(self) -> Path:
+        return self.folder / "learning_curve.png"
+
+    def write_growth(self, values: dict[str, Any]) -> None:
+        self._write("learning_curve.json", values)
+
     def write_results(self, values: dict[str, Any]) -> None:
         self._write("results.json", values)
 
-    def predictions_file(self, split: str) -> Path:
-        folder = self.folder / "predictions"
-        folder.mkdir(exist_ok=True)
+    def predictions_file(self, split: str, baseline: str | None = None) -> Path:
+        """The predictions of the model, or of a baseline, for a split."""
+        folder = self.folder / "predictions" / (f"baseline-{baseline}" if baseline else "")
+        folder.mkdir(exist_ok=True, parents=True)
         return folder / f"{split}.parquet"
+
+    def baselines(self) -> list[str]:
+        """The baselines whose predictions it holds."""
+        return [path.name[len("baseline-") :] for path in sorted((self.folder / "predictions").glob("baseline-*"))]
 
     def checkpoint_dir(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"step-{step:07d}"

@@ -213,3 +213,54 @@ def risk_coverage(confidence: np.ndarray, is_right: np.ndarray) -> list[tuple[fl
     right = np.cumsum(is_right[order])
     counts = np.unique(np.ceil(np.linspace(0.05, 1, 20) * len(order)).astype(int))
     return [(float(count / len(order)), float(right[count - 1] / count)) for count in counts if count]
+
+
+# ---- growth
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """score(n) = ceiling - scale * n ** -rate, as fitted, and as fitted to scores drawn from their intervals."""
+
+    fitted: tuple[float, float, float]
+    drawn: np.ndarray  # of shape (draws, 3)
+
+    def at(self, n: float) -> dict[str, float]:
+        """The value at `n` rows, with the low and high of its 95 % interval."""
+        low, high = percentiles(self.drawn[:, 0] - self.drawn[:, 1] * n ** -self.drawn[:, 2])
+        ceiling, scale, rate = self.fitted
+        return {"value": ceiling - scale * n**-rate, "low": low, "high": high}
+
+
+def fit_power_law(points: list[dict[str, float]], n_draws: int = 200) -> PowerLaw | None:
+    """The power law (Hestness et al. 2017) through scores with intervals at numbers of rows; None for under 4 points.
+
+    Points count by how narrow their interval is. The law's own interval is from fits to scores drawn from normal
+    distributions of these widths.
+    """
+    if len(points) < 4:
+        return None
+    n = np.asarray([point["rows"] for point in points])
+    values = np.asarray([point["value"] for point in points])
+    widths = np.asarray(
+        [(point.get("high", point["value"]) - point.get("low", point["value"])) / 3.92 for point in points]
+    )
+    widths = np.maximum(widths, 1e-3 * max(1e-9, float(np.abs(values).max())))
+
+    def fit(scores: np.ndarray) -> tuple[float, float, float]:
+        """For each rate the best line in n ** -rate that does not fall; the rate whose line is nearest."""
+        best: tuple[float, tuple[float, float, float]] | None = None
+        for rate in np.linspace(0.05, 1.5, 59):
+            design = np.stack([np.ones_like(n), -(n**-rate)], axis=1)
+            (ceiling, scale), *_ = np.linalg.lstsq(design / widths[:, None], scores / widths, rcond=None)
+            if scale < 0:
+                scale, ceiling = 0.0, float(np.average(scores, weights=widths**-2.0))
+            error = float(np.sum(((ceiling - scale * n**-rate - scores) / widths) ** 2))
+            if best is None or error < best[0]:
+                best = error, (float(ceiling), float(scale), float(rate))
+        assert best is not None, "there is a rate to try"
+        return best[1]
+
+    generator = np.random.default_rng(0)
+    drawn = [fit(values + widths * generator.normal(size=len(n))) for _ in range(n_draws)]
+    return PowerLaw(fit(values), np.asarray(drawn))

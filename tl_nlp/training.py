@@ -46,10 +46,11 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 
-def train(recipe: Recipe | Run, *, root: Path | None = None) -> Run:
-    """Trains a recipe into a new run under `root` (default: $TL_NLP_RUNS, else ./runs); a Run goes on where it stopped.
+def train_one(recipe: Recipe | Run, *, root: Path | None = None) -> Run:
+    """Trains a recipe into one new run under `root`, whatever it says of seeds and folds; a Run goes on where it
+    stopped.
 
-    Raises a TLError: see `tl_nlp.errors`. Under `accelerate launch` every process calls this and returns the same run.
+    Under `accelerate launch` every process calls this and returns the same run.
     """
     if isinstance(recipe, Run) and recipe.is_finished:
         return recipe
@@ -59,7 +60,7 @@ def train(recipe: Recipe | Run, *, root: Path | None = None) -> Run:
     size = asked.training.device_batch_size
     if isinstance(size, int):
         refuse_split_mixup(asked.training, prepared.lengths, size, accelerator.num_processes)
-    run = recipe if isinstance(recipe, Run) else _create(prepared.recipe, root, accelerator)
+    run = recipe if isinstance(recipe, Run) else create_run(prepared.recipe, root, accelerator)
     known = None
     if accelerator.is_main_process:
         _note_start(run, prepared, accelerator)
@@ -173,7 +174,7 @@ def _examples(prepared: Prepared, model: Any) -> Callable[[int], Encoded]:
     return lambda epoch: changed(epoch, neighbours)
 
 
-def _create(recipe: Recipe, root: Path | None, accelerator: Accelerator) -> Run:
+def create_run(recipe: Recipe, root: Path | None, accelerator: Accelerator) -> Run:
     """The new run, made by the main process and known to all."""
     made = [str(Run.create(recipe, root).folder) if accelerator.is_main_process else None]
     return Run(Path(broadcast_object_list(made)[0]))
@@ -319,6 +320,8 @@ def _finish(run: Run, prepared: Prepared, known: Given, progress: Progress) -> N
         splits[split] = score(predictor.task, predictions[split], theirs)
         write_predictions(run.predictions_file(split), theirs, predictions[split])
     answers = {name: made["test"] for name, made in baselines.answers(known)}
+    for name, made in answers.items():
+        write_predictions(run.predictions_file("test", name), references(recipe.task, rows["test"]), made)
     run.write_results(
         {
             "format": 1,

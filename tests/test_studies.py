@@ -1,0 +1,143 @@
+"""Runs of several: seeds, folds and learning curves; and what they say."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Answer, recipe_file, review_rows, tiny_recipe, write_jsonl
+
+from tl_nlp import Predictor, Run, train
+from tl_nlp.errors import RunError
+from tl_nlp.statistics import fit_power_law
+
+
+def test_seeds_give_a_mean_and_a_spread(tiny_bert: Path, reviews: Path, command: Callable[..., Answer]) -> None:
+    run = train(tiny_recipe(tiny_bert, reviews).override("training.seeds=2", "training.seed=5"))
+    parts = [Run.open(run.folder / "seeds" / seed) for seed in ("5", "6")]
+    values = [part.results()["splits"]["test"]["metrics"]["accuracy"]["value"] for part in parts]
+    seeds = run.results()["seeds"]
+    assert seeds["splits"]["test"]["accuracy"] == {
+        "mean": pytest.approx(np.mean(values)),
+        "sd": pytest.approx(np.std(values, ddof=1)),
+    }
+    best = [
+        max(line["values"]["accuracy"] for line in part.history() if line["split"] == "validation") for part in parts
+    ]
+    chosen = parts[int(np.argmax(best))]
+    assert seeds["chosen"] == chosen.folder.name
+    assert Predictor.load(run)(["a good film"]) == Predictor.load(chosen)(["a good film"])
+    assert run.results()["splits"] == chosen.results()["splits"]
+    assert "mean ± sd of 2 seeds" in command("train", run.folder).out
+
+
+def test_seeds_go_on_where_they_stopped(tiny_bert: Path, reviews: Path) -> None:
+    run = train(tiny_recipe(tiny_bert, reviews).override("training.seeds=2"))
+    before = run.results()
+    first = (run.folder / "seeds" / "0" / "results.json").stat().st_mtime_ns
+    (run.folder / "results.json").unlink()
+    (run.folder / "seeds" / "1" / "results.json").unlink()
+    again = train(Run.open(run.folder)).results()
+    assert again["splits"] == before["splits"]
+    assert (run.folder / "seeds" / "0" / "results.json").stat().st_mtime_ns == first
+
+
+def test_folds_answer_every_row_by_a_run_that_has_not_seen_it(tiny_bert: Path, tmp_path: Path) -> None:
+    rows = [{**row, "author": f"a{n % 20}"} for n, row in enumerate(review_rows(90))]
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    run = train(tiny_recipe(tiny_bert, path).override("data.folds=3", "data.keep_together=author"))
+    results = run.results()
+    assert results["splits"]["test"]["rows"] == 90
+    assert results["folds"]["n"] == 3
+    assert set(results["baselines"]) == {"majority", "tfidf", "frozen"}
+    tested = []
+    for fold in range(3):
+        part = Run.open(run.folder / "folds" / str(fold))
+        splits = part.recipe().data.load()
+        tested += splits["test"]["id"][:]
+        for one in ("train", "validation"):
+            assert not set(splits[one]["keep_together"]) & set(splits["test"]["keep_together"])
+    assert sorted(tested) == sorted(f"row-{n}" for n in range(1, 91))
+
+
+def test_folds_and_seeds_are_studied_apart(
+    tiny_bert: Path, reviews: Path, tmp_path: Path, command: Callable[..., Answer]
+) -> None:
+    path = recipe_file(tiny_recipe(tiny_bert, reviews), tmp_path)
+    for words, message in {
+        ("data.folds=3", "training.seeds=2"): "seeds and folds are studied one at a time",
+        ("data.folds=3", "data.fold=3"): "there is no fold 3 of data.folds=3",
+        ("data.fold=0",): "there is no fold 0 of data.folds=None",
+        ("data.folds=3", "data.path=null", f"data.train={reviews}", f"data.test={reviews}"): "there are given splits",
+    }.items():
+        answer = command("train", path, *words)
+        assert answer.status == 2
+        assert message in answer.err
+
+
+def test_a_learning_curve_trains_on_nested_parts(
+    tiny_bert: Path, reviews: Path, tmp_path: Path, command: Callable[..., Answer]
+) -> None:
+    answer = command("learning-curve", recipe_file(tiny_recipe(tiny_bert, reviews), tmp_path))
+    assert answer.status == 0, answer.err
+    *lines, folder = answer.out.splitlines()
+    sizes = [int(line.split()[0]) for line in lines]
+    assert sizes == [6, 11, 21, 42, 84, 168, 336]
+    assert ["expected" in line for line in lines] == [False] * 5 + [True] * 2
+    curve = json.loads((Path(folder) / "learning_curve.json").read_text())
+    assert [point["rows"] for point in curve["points"]] == [6, 11, 21, 42, 84]
+    assert (Path(folder) / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    texts = []
+    for size in (6, 11, 84):
+        part = Run.open(Path(folder) / "sizes" / str(size))
+        texts.append(set(part.recipe().data.load()["train"]["text"]))
+        assert part.data()["splits"]["train"]["rows"] == size
+        assert part.data()["splits"]["test"]["rows"] == 18
+    assert texts[0] < texts[1] < texts[2]
+    (Path(folder) / "sizes" / "84" / "results.json").unlink()
+    assert command("learning-curve", folder).out == answer.out
+
+
+def test_a_power_law_is_found_again() -> None:
+    n = np.asarray([50.0, 100, 200, 400, 800])
+    values = 0.9 - 2.0 * n**-0.5
+    points = [
+        {"rows": rows, "value": value, "low": value - 0.01, "high": value + 0.01}
+        for rows, value in zip(n, values, strict=True)
+    ]
+    law = fit_power_law(points)
+    assert law is not None
+    assert law.fitted == pytest.approx((0.9, 2.0, 0.5), rel=0.03)
+    more = law.at(3200)
+    assert more["value"] == pytest.approx(0.9 - 2.0 * 3200**-0.5, abs=0.005)
+    assert more["low"] < more["value"] < more["high"]
+    assert fit_power_law(points[:3]) is None
+
+
+def test_runs_are_compared_row_by_row(
+    tiny_bert: Path, reviews: Path, tmp_path: Path, command: Callable[..., Answer]
+) -> None:
+    recipe = tiny_recipe(tiny_bert, reviews)
+    good = train(recipe.override("training.epochs=6", "name=good"))
+    poor = train(recipe.override("training.lr=1e-9", "name=poor"))
+    answer = command("compare", good.folder, poor.folder, "--json")
+    found = json.loads(answer.out)
+    assert (found["metric"], found["rows"], len(found["runs"])) == ("accuracy", 18, 2)
+    (gap,) = found["differences"]
+    own = [one["accuracy"]["value"] for one in found["runs"]]
+    assert gap["value"] == pytest.approx(own[0] - own[1])
+    assert gap["test"] == "McNemar"
+    assert command("compare", good.folder, poor.folder).out.count(str(poor.folder)) == 2
+    other = train(recipe.override("data.seed=1", "name=other"))
+    assert "was scored on other test rows" in command("compare", good.folder, other.folder).err
+    assert command("compare", good.folder).status == 2
+
+
+def test_no_predictions_no_comparison(tiny_bert: Path, reviews: Path) -> None:
+    from tl_nlp.evaluation import compare
+
+    run = train(tiny_recipe(tiny_bert, reviews))
+    run.predictions_file("test").unlink()
+    with pytest.raises(RunError, match="holds no predictions"):
+        compare([run, run])
