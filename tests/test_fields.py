@@ -37,6 +37,7 @@ def _method(kind: str, field: str, value: Any, *setup: str, task: str = "classif
 DROPOUT = "training.dropout=0.1"
 CASES = dict(
     [
+        _training("seeds", 2, seen="studies"),
         _training("epochs", 2),
         _training("batch_size", 8),
         _training("device_batch_size", 4, seen="passes through a block"),
@@ -114,10 +115,12 @@ def plain() -> dict[tuple[Any, ...], dict[str, Any]]:
 
 def looked_at(run: Run, counts: dict[str, int]) -> dict[str, Any]:
     validations = [line["step"] for line in run.history() if line["split"] == "validation"]
+    averages = [run.checkpoint_dir(step) / "averages.safetensors" for step in run.checkpoint_steps()[-1:]]
     return {
         "weights": {name: tensor.tolist() for name, tensor in artifact(run).items()},
         "validations": validations,
-        "averages": sorted(load_file(run.checkpoint_dir(run.checkpoint_steps()[-1]) / "averages.safetensors")),
+        "averages": [sorted(load_file(path)) for path in averages],
+        "studies": run.results().get("seeds"),
         **counts,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +48,29 @@ def free_bytes(device: torch.device) -> int:
         cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines()).get("file", "0")
         free = min(free, int(limit) - used + int(cached))
     return free
+
+
+class EnergyMeter:
+    """The energy that the processors' own counters (RAPL, through Linux's powercap) have counted; no GPU is in it."""
+
+    def __init__(self, folder: Path = Path("/sys/class/powercap")):
+        self._ranges = {}
+        for package in folder.glob("intel-rapl:[0-9]*"):
+            if package.name.count(":") == 1:  # parts of a package are in its sum
+                with suppress(OSError, ValueError):
+                    self._ranges[package] = int((package / "max_energy_range_uj").read_text())
+        self._last = self._read()
+
+    def joules(self) -> float | None:
+        """Since the last call, which must be less than a round of the counters ago; None where there are none."""
+        now = self._read()
+        spent = [(now[one] - self._last[one]) % self._ranges[one] for one in now if one in self._last]
+        self._last = now
+        return sum(spent) / 1e6 if spent else None
+
+    def _read(self) -> dict[Path, int]:
+        found = {}
+        for package in self._ranges:
+            with suppress(OSError, ValueError):  # most systems let root alone read it
+                found[package] = int((package / "energy_uj").read_text())
+        return found

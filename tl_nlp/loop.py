@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from tl_nlp import checkpoints
 from tl_nlp.errors import Interrupted
+from tl_nlp.hardware import EnergyMeter
 from tl_nlp.run import Run
 from tl_nlp.schedule import Plan
 from tl_nlp.steps import Steps, Taken, freeze
@@ -35,6 +36,7 @@ class Progress:
     stale: int = 0  # evaluations since
     seconds: float = 0.0  # in training steps, over all sessions
     rows: int = 0  # seen in these seconds
+    joules: float | None = None  # in training and evaluation, where the machine counts them
     stopped_early: bool = False
 
 
@@ -48,6 +50,7 @@ def fit(steps: Steps, validate: Callable[[], Metrics], main_metric: str, run: Ru
     average = Average(weights, training)
     progress = _resume(run, steps, average)
     losses: list[float] = []
+    meter = EnergyMeter()
     report_every = max(1, min(plan.steps // 100, plan.steps_per_epoch))
     bar = tqdm(
         total=plan.steps,
@@ -79,6 +82,8 @@ def fit(steps: Steps, validate: Callable[[], Metrics], main_metric: str, run: Ru
                 average.before_evaluation()
                 with weights.replaced(average.value()):
                     improved = _evaluate(progress, plan, validate, main_metric, training.patience, run, accelerator)
+            if (joules := meter.joules()) is not None:
+                progress.joules = (progress.joules or 0.0) + joules
             n_signals = accelerator.reduce(torch.tensor(len(received), device=steps.device), "sum")
             stop = n_signals > 0 and not last
             if improved or last or stop or progress.stopped_early or progress.step % plan.save_every == 0:

@@ -61,6 +61,7 @@ def _content(run: Run) -> dict[str, Any]:
         "verdict": verdict,
         "negative_transfer": results.get("negative_transfer"),
         "splits": results["splits"],
+        "studies": {kind: results[kind] for kind in ("seeds", "folds") if kind in results},
         "test": test,
         "baselines": ranked,
         "train": results["train"],

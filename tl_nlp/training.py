@@ -333,6 +333,7 @@ def _finish(run: Run, prepared: Prepared, known: Given, progress: Progress) -> N
                 "seconds": round(progress.seconds, 1),
                 "examples_per_second": round(progress.rows / max(progress.seconds, 1e-9), 1),
                 "peak_rss_mb": round(peak_rss_mb()),
+                "energy_wh": None if progress.joules is None else round(progress.joules / 3600, 3),
             },
         }
     )
