@@ -31,7 +31,7 @@ def runs(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Run]
     made = []
     for name, task, theirs in (
         ("labels", "classification", rows),
-        ("tags", "multilabel", tags),
+        ("tags", {"kind": "multilabel", "max_length": 64, "threshold": 0.5}, tags),
         ("grades", "grading", grades),
         ("sentences", {"kind": "highlights", "n_sentences": 1}, papers),
     ):

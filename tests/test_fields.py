@@ -38,6 +38,7 @@ DROPOUT = "training.dropout=0.1"
 CASES = dict(
     [
         _training("seeds", 2, seen="studies"),
+        _training("scratch", "true", seen="baselines"),
         _training("epochs", 2),
         _training("batch_size", 8),
         _training("device_batch_size", 4, seen="passes through a block"),
@@ -121,6 +122,7 @@ def looked_at(run: Run, counts: dict[str, int]) -> dict[str, Any]:
         "validations": validations,
         "averages": [sorted(load_file(path)) for path in averages],
         "studies": run.results().get("seeds"),
+        "baselines": sorted(run.results()["baselines"]),
         **counts,
     }
 

@@ -163,7 +163,9 @@ def test_artifacts_open_with_plain_transformers_and_peft(tiny_bert: Path, review
             assert json.loads((run.model_dir / "adapter_config.json").read_text())["base_model_name_or_path"] is None
         inputs = tokenizer("the good film", return_tensors="pt")
         with torch.inference_mode():
-            plain = model.eval()(**inputs).logits.softmax(-1)[0].tolist()
+            temperature = run.trained_recipe().task.temperature
+            plain = (model.eval()(**inputs).logits / temperature).softmax(-1)[0].tolist()
+        assert f"logits divided by {temperature}" in (run.model_dir / "README.md").read_text()
         (ours,) = Predictor.load(run)(["the good film"])
         assert list(ours.probabilities.values()) == pytest.approx(plain, abs=1e-5)
 

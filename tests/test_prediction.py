@@ -52,7 +52,7 @@ def test_the_run_directory_holds_its_contract(run: Run) -> None:
     names = {path.name for path in run.folder.iterdir()}
     assert names == {
         "recipe.json", "environment.json", "data.json", "metrics.jsonl", "checkpoints", "model", "predictions",
-        "results.json",
+        "results.json", "rejects.jsonl", "row_hashes.parquet", "report.html",
     }  # fmt: skip
     assert {"recipe.json", "config.json", "model.safetensors", "tokenizer.json"} <= {
         path.name for path in run.model_dir.iterdir()
@@ -80,7 +80,7 @@ def test_evaluate_is_what_training_reported(run: Run, tmp_path: Path) -> None:
     assert evaluate(run.folder, "validation")["rows"] == 36
     file = tmp_path / "more.csv"
     file.write_text("text,target\nthe film was lovely,positive\nthe plot was awful,negative\n")
-    assert evaluate(run, file=file)["metrics"]["accuracy"] == {"value": 1.0}
+    assert evaluate(run, file=file)["metrics"]["accuracy"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     with pytest.raises(DataError, match="no split 'dev'; there are: train, validation, test"):
         evaluate(run, "dev")
     file.write_text("text\nthe film\n")

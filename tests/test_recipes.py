@@ -41,17 +41,16 @@ def test_a_recipe_runs(
     elif path.stem == "sentiment_bert":
         folder = tmp_path / "hub"
         folder.mkdir()
-        for split in ("train", "validation", "test"):
-            named = [{"text": row["text"], "label": row["target"][:3]} for row in review_rows(30)]
+        for seed, split in enumerate(("train", "validation", "test")):
+            named = [{"text": row["text"], "label": row["target"][:3]} for row in review_rows(30, seed)]
             write_jsonl(folder / f"{split}.jsonl", named)
         words += [f"data.name={folder}", f"checkpoint={tiny_bert}"]
     elif path.stem == "summarization_t5":
         folder = tmp_path / "hub"
         folder.mkdir()
-        for split in ("train", "test"):
-            write_jsonl(
-                folder / f"{split}.jsonl", [{"text": row["text"], "summary": "the film"} for row in review_rows(30)]
-            )
+        for seed, split in enumerate(("train", "test")):
+            named = [{"text": row["text"], "summary": "the film"} for row in review_rows(30, seed)]
+            write_jsonl(folder / f"{split}.jsonl", named)
         words += [f"data.name={folder}", f"checkpoint={tiny_t5}", "task.max_length=64", "task.max_new_tokens=8"]
     if path.stem == "sentiment_two_stages":
         words[0:1] = ["training.epochs=2", "method.head_epochs=1"]

@@ -18,6 +18,7 @@ from tl_nlp.augmentation import Augmented, neighbours
 from tl_nlp.batches import collate
 from tl_nlp.errors import RecipeError
 from tl_nlp.heads import HEADS, Objective
+from tl_nlp.metrics import Measured
 from tl_nlp.model import load_model
 from tl_nlp.pretrained import load_tokenizer
 from tl_nlp.recipe import Augmentation, Training
@@ -200,7 +201,12 @@ def test_the_last_evaluations_are_averaged(reviews: Path, tiny_bert: Path, monke
     )
     # a validation that gets better with every evaluation, so that the last one is kept
     scores = iter(range(1000))
-    monkeypatch.setattr(type(recipe.task), "score", lambda *_: {"accuracy": float(next(scores)), "macro_f1": 0.0})
+
+    def score(*_: Any) -> dict[str, Measured]:
+        value = float(next(scores))
+        return {"accuracy": Measured(1, lambda weights: np.full(len(weights), value))}
+
+    monkeypatch.setattr(type(recipe.task), "score", score)
     steps = [artifact(train(recipe.override(f"training.epochs={n / 6}"))) for n in (2, 3, 4)]
     mean = artifact(train(recipe.override(f"training.epochs={4 / 6}", "training.average_last=3")))
     for name, tensor in mean.items():

@@ -9,7 +9,7 @@ import pytest
 from conftest import Answer, recipe_file, review_rows, tiny_recipe, write_jsonl
 
 from tl_nlp import Predictor, Run, train
-from tl_nlp.errors import RunError
+from tl_nlp.errors import RecipeError, RunError
 from tl_nlp.statistics import fit_power_law
 
 
@@ -74,6 +74,17 @@ def test_folds_and_seeds_are_studied_apart(
         answer = command("train", path, *words)
         assert answer.status == 2
         assert message in answer.err
+
+
+def test_the_same_architecture_from_random_weights_is_a_baseline(tiny_bert: Path, reviews: Path) -> None:
+    run = train(tiny_recipe(tiny_bert, reviews).override("training.scratch=true", "method=lora"))
+    assert set(run.results()["baselines"]) == {"majority", "tfidf", "frozen", "scratch"}
+    scratch = run.scratch()
+    assert (scratch.recipe().method.kind, scratch.recipe().checkpoint.random) == ("full", True)
+    value = scratch.results()["splits"]["test"]["metrics"]["accuracy"]
+    assert run.results()["baselines"]["scratch"]["accuracy"] == value
+    with pytest.raises(RecipeError, match=r"checkpoint\.random: weights that are drawn must all learn"):
+        tiny_recipe(tiny_bert, reviews).override("checkpoint.random=true", "method=lora")
 
 
 def test_a_learning_curve_trains_on_nested_parts(

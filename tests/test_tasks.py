@@ -41,8 +41,8 @@ def test_classification(bert) -> None:
     assert task.score([prediction, prediction], rows(target=["10", "9"]))["accuracy"] == 0.5
     with pytest.raises(DataError, match=r"row r0: 'bad' is none of the labels 9, 10, ok; add it to task\.labels"):
         task.encode(rows(target=["bad"]), bert)
-    with pytest.raises(DataError, match="row r1: its target is empty"):
-        Classification().resolve(splits(target=["x", "", "y"]))
+    assert Classification().resolve(splits(target=["x", "", "y"])).labels == ("x", "y")
+    assert task.faults(rows(target=["9", "", "bad"])).keys() == {1, 2}
     with pytest.raises(DataError, match="the targets are all 'x'"):
         Classification().resolve(splits(target=["x", "x"]))
     with pytest.raises(RecipeError, match="two or more different names"):

@@ -74,11 +74,15 @@ def _readme(recipe: Recipe, skip: list[str]) -> str:
     """What the artifact is, and the lines that load it, to be run in its folder; `skip` was not quantized."""
     lines = _loading(recipe, skip)
     note = ""
+    if temperature := getattr(recipe.task, "temperature", None) if recipe.task.head == "classify" else None:
+        note = f" Its probabilities are the softmax of the logits divided by {temperature}."
+    elif recipe.task.head == "multilabel":
+        note = " A label is given from its threshold on, which recipe.json has."
     if "CHECKPOINT" in lines:
         name = recipe.checkpoint.name
-        note = f" CHECKPOINT is the folder of {name if name.startswith('package:') else 'what it was trained on'}."
+        note += f" CHECKPOINT is the folder of {name if name.startswith('package:') else 'what it was trained on'}."
     elif recipe.method.opens_with == "tl_nlp":
-        note = " It needs tl_nlp, which finds the checkpoint itself."
+        note += " It needs tl_nlp, which finds the checkpoint itself."
     return (
         f"# {recipe.name}\n\n{recipe.task.kind} by method {recipe.method.kind}, made with tl_nlp.{note}\n\n"
         f"```python\n{lines}\n```\n"

@@ -86,6 +86,18 @@ def sampled(n_rows: int, most: int = SAMPLE) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(n_rows)[:most])
 
 
+def label_counts(rows: Dataset, task: Task) -> dict[str, int]:
+    """How many rows each label has, the commonest first; {} where targets are no labels."""
+    if task.head not in ("classify", "multilabel"):
+        return {}
+    labels = task.labels_of({name: rows[name][:] for name in ("id", "target")})
+    names = task.outputs()
+    if task.head == "classify":
+        return {names[place]: count for place, count in Counter(labels).most_common()}
+    totals = np.sum(labels, axis=0).astype(int).tolist()
+    return dict(sorted(zip(names, totals, strict=True), key=lambda one: -one[1]))
+
+
 def _ids(rows: Dataset, places: Iterable[Any]) -> list[str]:
     return rows[[int(place) for place in places][:_EXAMPLES]]["id"]
 

@@ -170,7 +170,7 @@ def _check(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, *arguments.overrides, "data.overlap=keep", "data.max_rejects=0.99")
     from dataclasses import asdict
 
-    from tl_nlp.checking import write_cleaned
+    from tl_nlp.checking import label_counts, write_cleaned
     from tl_nlp.training import checked, prepare
 
     prepared = prepare(recipe)
@@ -179,7 +179,10 @@ def _check(arguments: argparse.Namespace) -> None:
         print(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
     else:
         for split, rows in prepared.rows.items():
-            print(f"{split}  {len(rows)} rows")
+            labels = label_counts(rows, prepared.recipe.task)
+            print(
+                f"{split}  {len(rows)} rows  {'  '.join(f'{name} {count}' for name, count in labels.items())}".rstrip()
+            )
         for finding in findings:
             print(finding)
     if arguments.fix is not None:

@@ -29,6 +29,13 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
         f"are; {fitting}; training.precision=bfloat16 is for fast arithmetic",
     )
 
+    random, moves_all = recipe.checkpoint.random, method.kind == "full" and load_in == "float32"
+    yield (
+        "checkpoint.random",
+        random and not moves_all,
+        "weights that are drawn must all learn: method=full, in float32",
+    )
+
     for field, heads in _LOSSES.items():
         names = [kind for kind, other in tasks.items() if other.head in heads]
         is_set = bool(attrgetter(field)(training))

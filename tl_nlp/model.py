@@ -143,6 +143,8 @@ def load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
 
     skeleton = _skeleton(recipe, folder)
     head = head_modules(skeleton)
+    if recipe.checkpoint.random and not trained:
+        return type(skeleton)._from_config(skeleton.config, attn_implementation=_attention())
     try:
         model, info = type(skeleton).from_pretrained(
             str(folder),
@@ -151,8 +153,7 @@ def load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
             use_safetensors=True,
             ignore_mismatched_sizes=not trained,
             output_loading_info=True,
-            # the fused kernel's backward pass is the slower one on a CPU
-            attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
+            attn_implementation=_attention(),
             **_number_format(recipe.checkpoint.load_in, skeleton),
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -168,6 +169,13 @@ def load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
         model.get_submodule(name).to(torch.float32)
         model.get_submodule(name).register_forward_pre_hook(_as_float32)
     return model
+
+
+def _attention() -> str:
+    """The fused kernel, whose backward pass is the slower one on a CPU, or the plain one."""
+    import torch
+
+    return "sdpa" if torch.cuda.is_available() else "eager"
 
 
 def _as_float32(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

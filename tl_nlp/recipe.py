@@ -203,6 +203,7 @@ class Checkpoint(Value):
     name: str = Field(min_length=1)
     revision: str | None = None  # on the Hub: branch, tag or commit; elsewhere: sha256 of model.safetensors
     load_in: LoadIn = "float32"  # of frozen weights; what is trained stays float32
+    random: bool = False  # the architecture alone, all weights drawn from training.seed: what pretraining is worth
 
 
 class Augmentation(Value):
@@ -258,6 +259,7 @@ class Training(Value):
     eval_every: float = Field(1.0, gt=0)  # epochs
     save_every: float = Field(1.0, gt=0)  # epochs
     patience: int | None = Field(None, ge=1)  # stop after this many evaluations without a better main metric
+    scratch: bool = False  # trains the same architecture from random weights too, as a baseline
     seeds: int = Field(1, ge=1)  # runs, each with a seed of its own from `seed` on; the best on validation is kept
     seed: int = 0  # data order, head and adapter init, dropout, augmentation
 

@@ -32,7 +32,7 @@ class Run:
     checkpoints/      of the best and the last step, each complete or absent
     model/            the artifact: weights or adapter, tokenizer and recipe
     predictions/      of each test split: the rows, reference, prediction; those of baselines in folders of their own
-    seeds/K folds/K sizes/N   the runs inside a run of several
+    seeds/K folds/K sizes/N scratch   the runs inside a run of several
     results.json      scores, baselines and verdict, written last: its presence marks a finished run
     report.html       the page a person reads
     """
@@ -66,6 +66,10 @@ class Run:
             run.folder.mkdir(parents=True, exist_ok=True)
             run._write(RECIPE, recipe.model_dump(mode="json"))
         return run
+
+    def scratch(self) -> Run:
+        """The run inside this run that learned from random weights."""
+        return Run(self.folder / "scratch")
 
     def adopt(self, part: Run) -> None:
         """Takes over everything of a run inside this one but its recipe, checkpoints and results."""

@@ -33,14 +33,22 @@ def train(recipe: Recipe | Run, *, root: Path | None = None) -> Run:
     """
     asked = recipe.recipe() if isinstance(recipe, Run) else recipe
     has_folds = asked.data.folds is not None and asked.data.fold is None
-    if asked.training.seeds == 1 and not has_folds:
+    if asked.training.seeds == 1 and not has_folds and not asked.training.scratch:
         return train_one(recipe, root=root)
     if isinstance(recipe, Run) and recipe.is_finished:
         return recipe
+    if asked.training.scratch and (asked.training.seeds > 1 or has_folds):
+        raise RecipeError("goes with one run, not with several seeds or folds", "training.scratch")
     if asked.training.seeds > 1 and asked.data.folds is not None:
         raise RecipeError("seeds and folds are studied one at a time; set one of them", "training.seeds")
     accelerator = Accelerator()
     run = recipe if isinstance(recipe, Run) else create_run(recipe, root, accelerator)
+    if asked.training.scratch:
+        # first, so that the run finds it among its baselines when it is scored
+        own = [] if asked.method.kind == "full" else ["method=full", "checkpoint.load_in=float32", "training.lr=1e-4"]
+        scratch = asked.override(*own, "training.scratch=false", "checkpoint.random=true")
+        _trained(run, "scratch", scratch, accelerator)
+        return train_one(run)
     if has_folds:
         parts = {f"folds/{fold}": f"data.fold={fold}" for fold in range(asked.data.folds or 0)}
     else:

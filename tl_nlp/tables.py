@@ -161,7 +161,9 @@ def _lines(file: IO[bytes], name: str, rejects: list[Reject]) -> Iterator[tuple[
         try:
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            rejects.append(Reject(name, f"line {number}", _not_utf8(line, error), repr(line[:200])))
+            rejects.append(
+                Reject(name, f"line {number}, column {error.start + 1}", _not_utf8(line, error), repr(line[:200]))
+            )
 
 
 def _records(path: Path, name: str, rejects: list[Reject], delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -221,8 +223,9 @@ def _read_lines_slowly(path: Path, name: str, rejects: list[Reject]) -> pa.Table
         for number, line in _lines(file, name, rejects):
             try:
                 row = json.loads(line) if line.strip() else {}
-            except ValueError as error:
-                rejects.append(Reject(name, f"line {number}", f"no JSON object: {error}", line[:200].rstrip("\r\n")))
+            except json.JSONDecodeError as error:
+                place, reason = f"line {number}, column {error.colno}", f"no JSON object: {error.msg}"
+                rejects.append(Reject(name, place, reason, line[:200].rstrip("\r\n")))
                 continue
             except RecursionError:
                 rejects.append(Reject(name, f"line {number}", "JSON nested too deep", line[:200]))

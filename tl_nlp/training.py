@@ -23,9 +23,9 @@ from tl_nlp import augmentation, baselines, features, memory
 from tl_nlp.artifact import locate, save_artifact
 from tl_nlp.baselines import Given, given
 from tl_nlp.batches import Encoded, window_lengths
-from tl_nlp.checking import Finding, check, sampled
+from tl_nlp.checking import Finding, check, label_counts, sampled
 from tl_nlp.errors import RecipeError, RunError
-from tl_nlp.evaluation import judged, references, score, write_predictions
+from tl_nlp.evaluation import judged, read_predictions, references, score, write_predictions
 from tl_nlp.hardware import best_device, peak_rss_mb
 from tl_nlp.heads import Objective
 from tl_nlp.loop import Progress, fit
@@ -218,7 +218,11 @@ def _note_start(run: Run, prepared: Prepared, accelerator: Accelerator) -> None:
 def _look_at(run: Run, prepared: Prepared) -> Given:
     """Checks the data: writes data.json and what goes with it, tells what is wrong; returns what baselines need."""
     findings, known = checked(prepared)
-    splits = {name: {"rows": len(rows), "fingerprint": fingerprint(rows)} for name, rows in prepared.rows.items()}
+    splits = {}
+    for name, rows in prepared.rows.items():
+        splits[name] = {"rows": len(rows), "fingerprint": fingerprint(rows)}
+        if counts := label_counts(rows, prepared.recipe.task):
+            splits[name]["labels"] = counts
     run.write_data(
         {
             "splits": splits,
@@ -320,6 +324,8 @@ def _finish(run: Run, prepared: Prepared, known: Given, progress: Progress) -> N
         splits[split] = score(predictor.task, predictions[split], theirs)
         write_predictions(run.predictions_file(split), theirs, predictions[split])
     answers = {name: made["test"] for name, made in baselines.answers(known)}
+    if recipe.training.scratch:
+        answers["scratch"] = read_predictions(run.scratch().predictions_file("test"), recipe.task)[0]
     for name, made in answers.items():
         write_predictions(run.predictions_file("test", name), references(recipe.task, rows["test"]), made)
     run.write_results(
