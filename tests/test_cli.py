@@ -99,7 +99,7 @@ CASES = {
         ["train", "RECIPE", "data.path=null", "data.train=ROWS", "data.test=OTHER", LABELS],
         2, "'neutral' is none of the labels",
     ),
-    "empty text in data": (["train", "RECIPE", "data.path=EMPTY"], 2, "train, row 21: the text is empty; at most 1 % may be"),
+    "empty text in data": (["train", "RECIPE", "data.path=EMPTY"], 2, "train, row 21: the text is empty; at most"),
     "split without rows": (["train", "RECIPE", "data.keep_together=target"], 2, "has no rows"),
     "not UTF-8": (["train", "RECIPE", "data.path=LATIN"], 2, "line 2, column 4: byte 0xe9 is not UTF-8"),
     "impossible pair": (["train", "RECIPE", "checkpoint.load_in=int8"], 2, "int8 is for weights that stay as they are"),

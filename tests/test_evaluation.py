@@ -2,11 +2,12 @@
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import review_rows, tiny_recipe, write_jsonl
+from conftest import Answer, review_rows, tiny_recipe, write_jsonl
 
 from tl_nlp import Predictor, Run, evaluate, train
 from tl_nlp.baselines import textrank
@@ -170,7 +171,7 @@ def test_textrank_prefers_what_others_say_too() -> None:
     assert rank.sum() == pytest.approx(1)
 
 
-def test_rows_that_were_trained_on_are_told(run: Run, tmp_path: Path) -> None:
+def test_rows_that_were_trained_on_are_told(run: Run, tmp_path: Path, command: Callable[..., Answer]) -> None:
     splits = resolved(run.recipe())[1]
     seen = [
         {"text": text.upper() + " !", "target": t}
@@ -182,6 +183,8 @@ def test_rows_that_were_trained_on_are_told(run: Run, tmp_path: Path) -> None:
     ]
     found = evaluate(run, file=write_jsonl(tmp_path / "both.jsonl", [*seen, *new]))
     assert found["seen_in_training"] == {"rows": 5, "share": 0.25, "examples": ["0", "1", "2", "3", "4"]}
+    answer = command("evaluate", run.folder, "--file", tmp_path / "both.jsonl")
+    assert "warning: 5 of 20 rows (25.0 %) were trained on" in answer.err
     assert "seen_in_training" not in evaluate(run, file=write_jsonl(tmp_path / "new.jsonl", new))
 
 

@@ -252,7 +252,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     run = Run.open(arguments.run)
     from tl_nlp.evaluation import evaluate
 
-    print(json.dumps(evaluate(run, arguments.split, arguments.file), indent=2))
+    found = evaluate(run, arguments.split, arguments.file)
+    print(json.dumps(found, indent=2))
+    if "seen_in_training" in found:
+        seen = found["seen_in_training"]
+        print(
+            f"warning: {seen['rows']} of {found['rows']} rows ({100 * seen['share']:.1f} %) were trained on, or chosen "
+            "by: scores on them flatter",
+            file=sys.stderr,
+        )
 
 
 def _predict(arguments: argparse.Namespace) -> None:

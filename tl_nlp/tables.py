@@ -222,7 +222,7 @@ def _read_lines_slowly(path: Path, name: str, rejects: list[Reject]) -> pa.Table
     with path.open("rb") as file:
         for number, line in _lines(file, name, rejects):
             try:
-                row = json.loads(line) if line.strip() else {}
+                row = json.loads(line.rstrip("\r\n")) if line.strip() else {}
             except json.JSONDecodeError as error:
                 place, reason = f"line {number}, column {error.colno}", f"no JSON object: {error.msg}"
                 rejects.append(Reject(name, place, reason, line[:200].rstrip("\r\n")))
