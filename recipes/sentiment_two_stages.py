@@ -1,8 +1,8 @@
 """Sentiment of movie-review sentences in two stages: the head alone at 1e-3, then all weights at 1e-4 and less.
 
 Command   python recipes/sentiment_two_stages.py
-Cost      3 minutes in all, 2.2 of them training, and 2.3 GB on 2 cores (AVX-512-BF16, no GPU)
-Expect    accuracy 0.833 on 1,280 test sentences
+Cost      1.5 to 3 minutes in all, two thirds of them training, and 2.6 GB on 2 cores (AVX-512-BF16, no GPU)
+Expect    accuracy 0.829 on 1,280 test sentences; TF-IDF 0.766, frozen features 0.748
 """
 
 from tl_nlp import Checkpoint, Recipe, Training

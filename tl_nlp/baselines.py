@@ -7,6 +7,7 @@ choice (how strongly to regularize, how many sentences to take), it is made on t
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -182,8 +183,7 @@ def _targets(known: Given, split: str) -> np.ndarray:
 
 def _joined(rows: Rows) -> list[str]:
     """The pair and the text of each row as one text."""
-    pairs = rows.get("pair")
-    return rows["text"] if not pairs else [f"{pair} {text}" for pair, text in zip(pairs, rows["text"], strict=True)]
+    return [f"{pair} {text}".strip() for pair, text in zip(_pairs(rows), rows["text"], strict=True)]
 
 
 def _groups(rows: Rows) -> list[str]:
@@ -222,33 +222,55 @@ def textrank(sentences: list[str]) -> np.ndarray:
 
 
 def _tfidf_sentences(known: Given) -> Answers:
-    """TF-IDF of each sentence and where it stands, and a ridge regression on its worth."""
+    """TF-IDF of each sentence and where it stands, and a logistic regression on whether it is among the best of its
+    text, one for each pair (aspect, question) of which there are enough rows."""
     from scipy.sparse import csr_matrix, hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import Ridge
+    from sklearn.linear_model import LogisticRegression
 
     train = known.splits["train"]
-    vectorizer = TfidfVectorizer(sublinear_tf=True)
+    counts = Counter(_pairs(train))
+    own = {pair for pair, count in counts.items() if count >= _OWN_MODEL}
 
-    def flat(rows: Rows) -> tuple[list[str], np.ndarray]:
+    def flat(rows: Rows) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Sentences, their places in their texts, and which model answers for each."""
         sentences = known.task.sentences_of(rows)
-        pairs = rows.get("pair") or [""] * len(sentences)
-        texts = [f"{pair} {sentence}" for pair, theirs in zip(pairs, sentences, strict=True) for sentence in theirs]
-        places = np.asarray([[1 / (n + 1), n / len(theirs)] for theirs in sentences for n in range(len(theirs))])
-        return texts, places
+        places = [[1 / (n + 1), n / len(theirs)] for theirs in sentences for n in range(len(theirs))]
+        of = [pair if pair in own else "" for pair, theirs in zip(_pairs(rows), sentences, strict=True) for _ in theirs]
+        return [sentence for theirs in sentences for sentence in theirs], np.asarray(places), np.asarray(of)
 
-    texts, places = flat(train)
-    worth = np.concatenate([np.asarray(labels, float) for labels in known.task.labels_of(train)])
-    is_known = ~np.isnan(worth)
+    texts, places, of = flat(train)
+    is_best = []
+    for worths in known.task.labels_of(train):
+        least = np.sort(worths)[-min(_N_BEST, len(worths))]
+        is_best += [worth >= least and worth > 0 for worth in worths]
+    best = np.asarray(is_best)
+    vectorizer = TfidfVectorizer(sublinear_tf=True)
     features = hstack([vectorizer.fit_transform(texts), csr_matrix(places)]).tocsr()
-    model = Ridge(alpha=1.0).fit(features[is_known], worth[is_known])
+    models = {}
+    for name in {"", *own}:
+        mine = np.flatnonzero((of == name) | (name == ""))
+        if 0 < best[mine].sum() < len(mine):
+            models[name] = LogisticRegression(class_weight="balanced", max_iter=300).fit(features[mine], best[mine])
     made = {}
     for split, rows in known.scored.items():
-        texts, places = flat(rows)
-        outputs = model.predict(hstack([vectorizer.transform(texts), csr_matrix(places)]).tocsr())
+        texts, places, of = flat(rows)
+        features = hstack([vectorizer.transform(texts), csr_matrix(places)]).tocsr()
+        outputs = np.zeros(len(texts))
+        for name in np.unique(of):
+            if name in models:
+                outputs[of == name] = models[name].decision_function(features[of == name])
         ends = np.cumsum([len(sentences) for sentences in known.task.sentences_of(rows)])
         made[split] = known.task.decode(np.split(outputs, ends[:-1]), rows, None)
     return made
+
+
+_OWN_MODEL = 20  # rows of a pair
+_N_BEST = 2  # sentences of a text
+
+
+def _pairs(rows: Rows) -> list[str]:
+    return rows.get("pair") or [""] * len(rows["id"])
 
 
 def _picked(known: Given, rank: Callable[[list[str]], np.ndarray]) -> Answers:
