@@ -59,8 +59,8 @@ def peer_duplicates(texts: list[str]) -> None:
     from datasketch import MinHash, MinHashLSH
 
     index = MinHashLSH(threshold=duplicates.SIMILARITY, num_perm=128)
-    for number, text in enumerate(texts):
-        words = duplicates.plain(text).split()
+    for number, text in enumerate(duplicates.plain(texts).to_pylist()):
+        words = text.split()
         signature = MinHash(num_perm=128)
         signature.update_batch([one.encode() for one in (*words, *map(" ".join, itertools.pairwise(words)))])
         index.query(signature)

@@ -33,7 +33,11 @@ def test_the_same_rows_from_every_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"text,target\nfine,1\na,b,c\n", "a.csv, line 3: 3 fields where the first line names 2 columns"),
+        (
+            "a.csv",
+            b"text,target\nfine,1\na,b,c\n",
+            "a.csv, line 3, column 'target': 3 fields where the first line names 2 columns",
+        ),
         (
             "a.csv",
             b"text,target\ncaf\xe9,1\n",
@@ -85,7 +89,7 @@ GOOD = "".join(f"text {n},{n % 2}\n" for n in range(300))
 @pytest.mark.parametrize(
     ("name", "line", "message"),
     [
-        ("a.csv", b"a,b,c\n", "line 302: 3 fields where the first line names 2 columns"),
+        ("a.csv", b"a,b,c\n", "line 302, column 'target': 3 fields where the first line names 2 columns"),
         ("a.csv", b"caf\xe9,1\n", "line 302, column 4: byte 0xe9 is not UTF-8"),
         ("a.csv", b'"open,1\n', "line 302: a quote opens here and does not close"),
         ("a.csv", b'"a"b,1\n', "line 302: ',' expected after '\"'"),

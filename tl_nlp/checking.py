@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 
 from tl_nlp.duplicates import plain
-from tl_nlp.rows import KEEP_TOGETHER, block_numbers
+from tl_nlp.rows import KEEP_TOGETHER, block_numbers, columns_of
 from tl_nlp.tables import Reject, write_rows
 from tl_nlp.types import COLUMNS
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from tl_nlp.recipe import Task
 
 SAMPLE = 5000  # rows that the slower looks take
+GLANCE = 300_000  # tokens of these rows that frozen features are computed of, so that long texts cost no more
 _EXAMPLES = 20  # ids that a finding shows
 _FEW_ROWS = 10  # of a label in training, below which it can hardly be learned
 _RARE = 0.1  # of the commonest label's rows
@@ -71,10 +73,11 @@ def check(
     (examples, hidden), are the checkpoint's states of the training rows `sampled` names, and tell doubtful labels.
     """
     found = [*_left_out(rejects), *_texts(rows), *_cut(tokens or {}, rows), *_doubles(rows), *_together(rows)]
-    if task.head == "classify":
-        found += [*_labels(rows), *_balance(rows)]
-        if features is not None:
-            found += _doubtful(rows["train"], features)
+    found += _constant(rows)
+    if named := _label_names(rows, task):
+        found += [*_labels(rows, named), *_balance(named)]
+    if features is not None:
+        found += _doubtful(rows["train"], task, features)
     found += [*_personal(rows), *_languages(rows)]
     return sorted(found, key=lambda one: ("error", "warning", "note").index(one.severity))
 
@@ -120,8 +123,9 @@ def _left_out(rejects: list[Reject]) -> list[Finding]:
 def _texts(rows: DatasetDict) -> list[Finding]:
     found = []
     for split, theirs in rows.items():
-        short = [place for place, text in enumerate(theirs["text"]) if len(plain(text).split(maxsplit=2)) < 2]
-        if short:
+        has_two = pc.match_substring(plain(theirs["text"][:]), " ").to_numpy(zero_copy_only=False)
+        short = np.flatnonzero(~has_two)
+        if len(short):
             found.append(
                 Finding(
                     "near_empty",
@@ -222,23 +226,49 @@ def _together(rows: DatasetDict) -> list[Finding]:
     return found
 
 
-def _labels(rows: DatasetDict) -> list[Finding]:
-    counts = Counter(target for split in rows.values() for target in split["target"])
+def _constant(rows: DatasetDict) -> list[Finding]:
+    found = []
+    for split, theirs in rows.items():
+        first = theirs[0]["target"]
+        if all(target == first for target in theirs["target"]):
+            message = f"every row of {split} has the target {first!r}: scores on it tell nothing"
+            found.append(Finding("one_class", "error", len(theirs), message, "split the rows another way"))
+    return found
+
+
+Named = dict[str, list[list[str]]]
+"""For each split the labels of each of its rows."""
+
+
+def _label_names(rows: DatasetDict, task: Task) -> Named:
+    """{} where targets are no labels."""
+    if task.head == "classify":
+        return {split: [[target] for target in theirs["target"]] for split, theirs in rows.items()}
+    if task.head != "multilabel":
+        return {}
+    names = task.outputs()
+    return {
+        split: [
+            [name for name, is_there in zip(names, line, strict=True) if is_there]
+            for line in task.labels_of({column: theirs[column][:] for column in ("id", "target")})
+        ]
+        for split, theirs in rows.items()
+    }
+
+
+def _labels(rows: DatasetDict, named: Named) -> list[Finding]:
+    counts = Counter(label for theirs in named.values() for labels in theirs for label in labels)
     found = []
     for label, other in spellings(counts).items():
-        places = (
-            (theirs, n) for theirs in rows.values() for n, target in enumerate(theirs["target"]) if target == label
-        )
-        found.append(
-            Finding(
-                "label_spelling",
-                "warning",
-                counts[label],
-                f"the label {label!r} ({counts[label]} rows) may be {other!r} ({counts[other]} rows)",
-                f'data.values={{"{label}": "{other}"}} makes them one',
-                [theirs[n]["id"] for theirs, n in places][:_EXAMPLES],
-            )
-        )
+        examples = [
+            rows[split][place]["id"]
+            for split, theirs in named.items()
+            for place, labels in enumerate(theirs)
+            if label in labels
+        ]
+        message = f"the label {label!r} ({counts[label]} rows) may be {other!r} ({counts[other]} rows)"
+        mend = f'data.values={{"{label}": "{other}"}} makes them one'
+        found.append(Finding("label_spelling", "warning", counts[label], message, mend, examples[:_EXAMPLES]))
     return found
 
 
@@ -248,9 +278,10 @@ def spellings(counts: Counter[str]) -> dict[str, str]:
 
     found: dict[str, str] = {}
     common = [label for label, _ in counts.most_common()]
+    words = plain(common).to_pylist()
     for place, label in enumerate(common):
-        for other in common[:place]:
-            ours, theirs = plain(label), plain(other)
+        for other, theirs in zip(common[:place], words, strict=False):
+            ours = words[place]
             is_rare = counts[label] <= max(3, 0.05 * counts[other]) and min(len(ours), len(theirs)) > 3
             is_word = not any(letter.isdigit() for letter in ours + theirs)
             if ours == theirs != "" or (is_rare and is_word and SequenceMatcher(None, ours, theirs).ratio() > 0.8):
@@ -259,41 +290,76 @@ def spellings(counts: Counter[str]) -> dict[str, str]:
     return found
 
 
-def _balance(rows: DatasetDict) -> list[Finding]:
+def _balance(named: Named) -> list[Finding]:
     found = []
-    for split, theirs in rows.items():
-        there = set(theirs["target"])
-        if len(there) == 1:
-            message = f"every row of {split} has the label {there.pop()!r}: scores on it tell nothing"
-            found.append(Finding("one_class", "error", len(theirs), message, "split the rows another way"))
-    counts = Counter(rows["train"]["target"])
-    most = max(counts.values())
+    counts = Counter(label for labels in named["train"] for label in labels)
+    most = max(counts.values(), default=0)
     for label, count in counts.items():
         if count < _FEW_ROWS or count < _RARE * most:
             severity: Severity = "warning" if count < _FEW_ROWS else "note"
             message = f"the label {label!r} has {count} training rows, the commonest one {most}"
-            mend = "label more of it, or try training.class_weights=balanced or training.logit_adjustment=1"
+            mend = "label more of it, or try training.class_weights=balanced"
             found.append(Finding("rare_label", severity, count, message, mend))
-    missing = {target for split in rows.values() for target in split["target"]} - set(counts)
-    for label in sorted(missing):
-        n_rows = sum(split["target"][:].count(label) for split in rows.values())
-        message = f"the label {label!r} is in {n_rows} rows to be scored and in no training row"
-        found.append(Finding("unseen_label", "warning", n_rows, message, "train on rows of it, or drop it"))
+    scored = Counter(label for split, theirs in named.items() if split != "train" for one in theirs for label in one)
+    for label in sorted(set(scored) - set(counts)):
+        message = f"the label {label!r} is in {scored[label]} rows to be scored and in no training row"
+        found.append(Finding("unseen_label", "warning", scored[label], message, "train on rows of it, or drop it"))
     return found
 
 
-def _doubtful(rows: Dataset, features: np.ndarray) -> list[Finding]:
-    """Rows whose label a classifier on frozen features doubts, the most doubtful first."""
+def _doubtful(rows: Dataset, task: Task, features: np.ndarray) -> list[Finding]:
+    """Rows whose label or grade a linear model on frozen features doubts, the most doubtful first."""
     places = sampled(len(rows))
-    names, labels = np.unique(rows[places.tolist()]["target"], return_inverse=True)
-    if len(names) < 2 or np.bincount(labels).min() < 5:
-        return []
-    doubtful = doubtful_labels(features, labels)
+    targets = np.asarray(task.labels_of(columns_of(rows.select(places), (*COLUMNS, *task.columns))))
+    if task.head == "regress":
+        doubtful, what = doubtful_grades(features, targets), "grades"
+    elif task.head == "multilabel":
+        doubtful, what = _first_of([doubtful_labels(features, column.astype(int)) for column in targets.T]), "labels"
+    else:
+        doubtful, what = doubtful_labels(features, np.unique(targets, return_inverse=True)[1]), "labels"
     if not len(doubtful):
         return []
-    message = f"{len(doubtful)} of {len(places)} training labels looked at are doubtful, the first ones most"
+    message = f"{len(doubtful)} of {len(places)} training {what} looked at are doubtful, the first ones most"
     mend = "look at them; not all are wrong"
     return [Finding("doubtful_labels", "note", len(doubtful), message, mend, _ids(rows, places[doubtful]))]
+
+
+def _first_of(ranked: list[np.ndarray]) -> np.ndarray:
+    """Rows of several rankings in the order of their best place in any."""
+    places = sorted((place, row) for rows in ranked for place, row in enumerate(rows.tolist()))
+    return np.asarray(list(dict.fromkeys(row for _, row in places)), int)
+
+
+def doubtful_grades(features: np.ndarray, grades: np.ndarray) -> np.ndarray:
+    """Which rows have a grade far from what a ridge regression on `features` that has not seen them (five folds) gives,
+    the farthest first.
+
+    `grades` of shape (examples, traits), NaN where there is none. Far is over `_FAR` standard deviations of the
+    trait's residuals, from their median absolute deviation, which outliers do not widen (Rousseeuw & Croux 1993).
+    """
+    from sklearn.linear_model import RidgeCV
+    from sklearn.model_selection import KFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    distance = np.zeros(len(features))
+    model = make_pipeline(StandardScaler(), RidgeCV(alphas=[10.0, 100.0, 1000.0, 10000.0]))
+    for column in grades.T:
+        rows = np.flatnonzero(~np.isnan(column))
+        if len(rows) < _FEWEST_GRADES:
+            continue
+        folds = KFold(_N_FOLDS, shuffle=True, random_state=0)
+        residuals = np.abs(column[rows] - cross_val_predict(model, features[rows], column[rows], cv=folds))
+        deviation = 1.4826 * np.median(residuals)
+        if deviation > 0:
+            distance[rows] = np.maximum(distance[rows], residuals / deviation)
+    order = np.argsort(-distance, kind="stable")
+    return order[distance[order] > _FAR]
+
+
+_N_FOLDS = 5
+_FAR = 3.5  # of a normal distribution's rows 1 in 2,000 is farther
+_FEWEST_GRADES = 50
 
 
 def doubtful_labels(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -302,16 +368,21 @@ def doubtful_labels(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Probabilities are those of a logistic regression on `features` that has not seen the row (five folds). Rows that
     reach a label's mean confidence are counted under it; from these counts follows how many rows of each label belong
     to each other one, and as many are taken as doubtful, those first for which the other label is ahead the most.
+    Labels of fewer than five rows are left out: each fold needs one.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    kept = np.flatnonzero(np.bincount(labels)[labels] >= _N_FOLDS)
+    names, labels = np.unique(labels[kept], return_inverse=True)
+    if len(names) < 2:
+        return np.empty(0, int)
+    features, n_labels = features[kept], len(names)
+    folds = StratifiedKFold(_N_FOLDS, shuffle=True, random_state=0)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
     probabilities = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
-    n_labels = probabilities.shape[1]
     own = probabilities[np.arange(len(labels)), labels]
     usual = np.asarray([own[labels == label].mean() for label in range(n_labels)])
     reached = np.where(probabilities >= usual, probabilities, -np.inf)
@@ -327,7 +398,7 @@ def doubtful_labels(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
             taken = np.argsort(-ahead, kind="stable")[: round(len(rows) * counts[other] / counts.sum())]
             lead[rows[taken]] = np.maximum(lead[rows[taken]], ahead[taken])
     order = np.argsort(-lead, kind="stable")
-    return order[lead[order] > 0]
+    return kept[order[lead[order] > 0]]
 
 
 # ---- personal data and languages

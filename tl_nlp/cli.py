@@ -245,6 +245,7 @@ def _learning_curve(arguments: argparse.Namespace) -> None:
         print(f"{point['rows']:.0f} rows  {_values({growth.metric: point})}")
     for point in growth.expected():
         print(f"{point['rows']:.0f} rows, expected  {_values({growth.metric: point})}")
+    print(growth.answer())
     print(run.folder)
 
 

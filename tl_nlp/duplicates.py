@@ -3,19 +3,18 @@ meets in a band."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from typing import Any
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-SIMILARITY = (
-    0.8  # Jaccard, of two texts' sets of words and pairs of neighbouring words; one word changed in 14 is at it
-)
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SIMILARITY = 0.8  # Jaccard, of the sets of words and pairs of neighbouring words; one word changed in 14 is at it
 _N_BANDS, _BAND = 25, 5  # a pair at 0.8 meets in a band with probability 0.9999, one at 0.3 with 0.06
 _CHUNK = 10_000  # texts
-_TAG = re.compile(r"<[a-zA-Z/][^<>]{0,200}>")
-_WORD = re.compile(r"\w+")
 
 
 def groups(texts: list[str], kind: np.ndarray | None = None) -> np.ndarray:
@@ -60,44 +59,62 @@ def _band_keys(texts: list[str], kind: np.ndarray) -> Iterator[tuple[np.ndarray,
 
     mix = np.random.default_rng(0).integers(1, 2**63, (_N_BANDS, _BAND + 1), dtype=np.uint64) | np.uint64(1)
     for start in range(0, len(texts), _CHUNK):
-        words = _words(texts[start : start + _CHUNK])
-        rows = start + np.flatnonzero(np.diff(words.indptr))
+        rows, hashes = _shingles(texts[start : start + _CHUNK])
         if not len(rows):
             continue
-        offsets = np.unique(words.indptr)  # without the empty ones
+        rows, offsets = np.unique(rows, return_index=True)
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-            words.indices.astype(np.uint64), offsets.astype(np.uint64), _N_BANDS * _BAND, 42
+            hashes, np.append(offsets, len(hashes)).astype(np.uint64), _N_BANDS * _BAND, 42
         )
         signatures = np.asarray(matrix.to_rows(), np.uint64).reshape(len(rows), _N_BANDS, _BAND)
+        rows = rows + start
         yield rows, (signatures * mix[:, :_BAND]).sum(axis=2) + kind[rows].astype(np.uint64)[:, None] * mix[:, _BAND]
 
 
-def _words(texts: list[str]) -> Any:
-    """A sparse row for each text: 1 for each word and each pair of neighbouring words, hashed. Marks and case are left
-    out, and HTML's tags."""
-    from sklearn.feature_extraction.text import HashingVectorizer
+def _shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """A text's words and pairs of neighbouring words, as 64-bit hashes: the row of each, in order, and its hash."""
+    import pyarrow.compute as pc
 
-    return HashingVectorizer(
-        ngram_range=(1, 2),
-        n_features=2**30,
-        norm=None,
-        binary=True,
-        alternate_sign=False,
-        preprocessor=plain,
-        token_pattern=r"\S+",
-    ).transform(texts)
+    lists = pc.split_pattern(plain(texts), " ")
+    counts = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    words = lists.flatten().dictionary_encode()
+    digests = [hashlib.blake2b(word.encode(), digest_size=8).digest() for word in words.dictionary.to_pylist()]
+    hashes = np.frombuffer(b"".join(digests), np.uint64)[words.indices.to_numpy()]
+    rows = np.repeat(np.arange(len(texts)), counts)
+    is_word = hashes != _EMPTY  # a text without a word splits into one that is empty
+    rows, hashes = rows[is_word], hashes[is_word]
+    is_pair = rows[1:] == rows[:-1]
+    pairs = (hashes[:-1] * _ODD + hashes[1:])[is_pair]
+    rows = np.concatenate([rows, rows[1:][is_pair]])
+    order = np.argsort(rows, kind="stable")
+    return rows[order], np.concatenate([hashes, pairs])[order]
 
 
-def plain(text: str) -> str:
-    """The words of a text in small letters, with one space between them; what hashes and similarities are made of."""
-    return " ".join(_WORD.findall(_TAG.sub(" ", text).casefold()))
+_EMPTY = np.frombuffer(hashlib.blake2b(b"", digest_size=8).digest(), np.uint64)[0]
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+
+
+def plain(texts: Sequence[str]) -> pa.Array:
+    """The words of texts in small letters, one space between them, without marks and HTML's tags: what hashes and
+    similarities are made of."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = pc.replace_substring_regex(pa.array(texts, pa.large_string()), r"<[a-zA-Z/][^<>]{0,200}>", " ")
+    return pc.utf8_trim_whitespace(pc.replace_substring_regex(pc.utf8_lower(column), r"[^\pL\pM\pN_]+", " "))
 
 
 def _similarity(texts: list[str], one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Jaccard similarities of pairs of texts."""
+    from scipy.sparse import csr_array
+
     rows, places = np.unique(np.concatenate([one, other]), return_inverse=True)
-    words = _words([texts[row] for row in rows])
+    at, hashes = _shingles([texts[row] for row in rows])
+    column = np.unique(hashes, return_inverse=True)[1]
+    words = csr_array((np.ones(len(at)), (at, column)), shape=(len(rows), int(column.max(initial=-1)) + 1))
+    words.sum_duplicates()
+    words.data[:] = 1
     left, right = words[places[: len(one)]], words[places[len(one) :]]
-    both = np.asarray(left.multiply(right).sum(axis=1)).ravel()
-    either = np.asarray(left.sum(axis=1)).ravel() + np.asarray(right.sum(axis=1)).ravel() - both
+    both = left.multiply(right).sum(axis=1)
+    either = left.sum(axis=1) + right.sum(axis=1) - both
     return np.divide(both, either, out=np.zeros_like(both), where=either > 0)

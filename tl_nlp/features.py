@@ -74,6 +74,56 @@ def embeddings(model: Any, encoded: Encoded, pad_id: int, precision: str, descri
     return sums / counts
 
 
+class Frozen:
+    """`embeddings` of the rows of several splits by one model, each row's computed once."""
+
+    def __init__(self, model: Any, splits: dict[str, Encoded], pad_id: int, precision: str):
+        self._model, self._splits, self._pad_id, self._precision = model, splits, pad_id, precision
+        self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def of(self, split: str, rows: np.ndarray) -> np.ndarray:
+        """Float32 of shape (examples, hidden), for `rows` of a split."""
+        encoded = self._splits[split]
+        width = self._model.config.hidden_size
+        states, is_known = self._known.setdefault(
+            split, (np.empty((len(encoded), width), np.float32), np.zeros(len(encoded), bool))
+        )
+        new = rows[~is_known[rows]]
+        if len(new):
+            part = encoded.select(new)
+            states[new] = embeddings(self._model, part, self._pad_id, self._precision, f"features of {split}")
+            is_known[new] = True
+        return states[rows]
+
+    def glance(self, split: str, rows: np.ndarray, n_tokens: int) -> np.ndarray:
+        """As `of`, at a bounded cost: where the rows have over `n_tokens` together, of the long ones only the beginnings
+        are read, of equal length and as long as that allows."""
+        encoded = self._splits[split]
+        lengths = np.asarray([sum(windows) for windows in window_lengths(encoded.select(rows))])
+        most = int(
+            np.searchsorted([np.minimum(lengths, n).sum() for n in range(1, lengths.max() + 1)], n_tokens, "right")
+        )
+        is_long = lengths > most
+        states = np.empty((len(rows), self._model.config.hidden_size), np.float32)
+        states[~is_long] = self.of(split, rows[~is_long])
+        if is_long.any():
+            begun = _beginnings(encoded.select(rows[is_long]), max(most, 1))
+            states[is_long] = embeddings(self._model, begun, self._pad_id, self._precision, f"features of {split}")
+        return states
+
+
+def _beginnings(encoded: Encoded, n_tokens: int) -> Encoded:
+    """Rows cut to their first tokens."""
+    from datasets import Dataset
+
+    def cut(windows: list[list[int]]) -> list[list[int]]:
+        left = n_tokens - np.cumsum([0, *map(len, windows[:-1])])
+        return [window[:most] for window, most in zip(windows, left.tolist(), strict=True) if most > 0]
+
+    names = [name for name in ("input_ids", "token_type_ids") if name in encoded.column_names]
+    return Dataset.from_dict({name: [cut(windows) for windows in encoded[name]] for name in names})
+
+
 def _states(
     model: Any, encoded: Encoded, pad_id: int, precision: str, description: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -357,11 +357,9 @@ def hashes(rows: Dataset) -> np.ndarray:
     """A 64-bit hash of the words of (text, pair) of each row: equal where only case, marks or tags differ."""
     import hashlib
 
-    pairs = rows["pair"] if "pair" in rows.column_names else [""] * len(rows)
-    words = (
-        f"{duplicates.plain(text)}\0{duplicates.plain(pair)}" for text, pair in zip(rows["text"], pairs, strict=True)
-    )
-    digests = b"".join(hashlib.blake2b(one.encode("utf-8", "replace"), digest_size=8).digest() for one in words)
+    pairs = rows["pair"][:] if "pair" in rows.column_names else [""] * len(rows)
+    words = pc.binary_join_element_wise(duplicates.plain(rows["text"][:]), duplicates.plain(pairs), "\0")
+    digests = b"".join(hashlib.blake2b(one.encode(), digest_size=8).digest() for one in words.to_pylist())
     return np.frombuffer(digests, np.uint64)
 
 

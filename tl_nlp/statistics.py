@@ -231,6 +231,12 @@ class PowerLaw:
         ceiling, scale, rate = self.fitted
         return {"value": ceiling - scale * n**-rate, "low": low, "high": high}
 
+    def gain(self, n: float, more: float) -> dict[str, float]:
+        """How far the value at `more` rows is above that at `n`, with the low and high of its 95 % interval."""
+        _, scale, rate = self.fitted
+        low, high = percentiles(self.drawn[:, 1] * (n ** -self.drawn[:, 2] - more ** -self.drawn[:, 2]))
+        return {"value": scale * (n**-rate - more**-rate), "low": low, "high": high}
+
 
 def fit_power_law(points: list[dict[str, float]], n_draws: int = 200) -> PowerLaw | None:
     """The power law (Hestness et al. 2017) through scores with intervals at numbers of rows; None for under 4 points.

@@ -23,6 +23,8 @@ from tl_nlp.types import Prediction
 
 SIZES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Shares of the training rows that a learning curve tries."""
+_NOTHING = 1e-9  # a gain that is rounding
+_FAR = 100  # times the rows, beyond which a law is not asked
 
 
 def train(recipe: Recipe | Run, *, root: Path | None = None) -> Run:
@@ -137,6 +139,19 @@ class Growth:
         most = self.points[-1]["rows"]
         return [{"rows": times * most, **self.law.at(times * most)} for times in (2, 4)]
 
+    def answer(self) -> str:
+        """Would more rows help, and how many?"""
+        if self.law is None:
+            return "under four sizes tell no law"
+        n = self.points[-1]["rows"]
+        gain, (ceiling, scale, rate) = self.law.gain(n, 2 * n), self.law.fitted
+        told = f"{gain['value']:+.2g} [{gain['low']:+.2g}, {gain['high']:+.2g}] {self.metric} from twice the rows"
+        if gain["low"] <= _NOTHING:
+            return f"undecided whether more rows help: {told}"
+        halving = n * 2 ** (1 / rate)
+        way = f"to {ceiling - scale * n**-rate / 2:.3g}, half of the way to the law's ceiling {ceiling:.3g}, about "
+        return f"more rows help: {told}; {way}{halving:,.0f} rows" if halving < _FAR * n else f"more rows help: {told}"
+
 
 def learning_curve(recipe: Recipe | Run, *, root: Path | None = None) -> tuple[Run, Growth]:
     """Trains on nested parts of the training rows, and fits the law by which the score grows; a Run goes on where it
@@ -158,6 +173,6 @@ def learning_curve(recipe: Recipe | Run, *, root: Path | None = None) -> tuple[R
     law = None if growth.law is None else growth.law.at
     if accelerator.is_main_process:
         write_growth_png(run.growth_file, points, law, 4 * n_rows, metric)
-        run.write_growth({"metric": metric, "points": points, "expected": growth.expected()})
+        run.write_growth({"metric": metric, "points": points, "expected": growth.expected(), "answer": growth.answer()})
     accelerator.wait_for_everyone()
     return run, growth

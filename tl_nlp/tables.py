@@ -69,11 +69,15 @@ def read_table(path: Path, rejects: list[Reject] | None = None) -> pa.Table:
         raise DataError(str(found[0]))
     if not len(table) and not found:
         raise DataError(f"{path} holds no rows")
-    if len(table) > MAX_ROWS:
-        raise DataError(f"{path} holds {len(table):,} rows; at most {MAX_ROWS:,} are read")
+    _refuse_many(len(table), str(path))
     if rejects is not None:
         rejects += found
     return table
+
+
+def _refuse_many(n_rows: int, name: str) -> None:
+    if n_rows > MAX_ROWS:
+        raise DataError(f"{name} holds over {MAX_ROWS:,} rows, which is the most that is read; split it")
 
 
 def keep_few(found: list[Reject], n_rows: int, most: float, rejects: list[Reject]) -> None:
@@ -115,11 +119,13 @@ def _read_separated(path: Path, name: str, rejects: list[Reject], delimiter: str
         if len(record) == len(names):
             rows.append(record)
         elif record:
+            place = f"line {number}, column {names[len(record)] if len(record) < len(names) else names[-1]!r}"
             reason = f"{len(record)} fields where the first line names {len(names)} columns; quote fields that hold "
-            rejects.append(Reject(name, f"line {number}", f"{reason}{delimiter!r}", delimiter.join(record)[:200]))
+            rejects.append(Reject(name, place, f"{reason}{delimiter!r}", delimiter.join(record)[:200]))
         if len(rows) == _CHUNK:
             batches.append(_batch(rows, names))
             rows = []
+            _refuse_many(len(batches) * _CHUNK, name)
     return pa.Table.from_batches([*batches, _batch(rows, names)])
 
 

@@ -23,9 +23,10 @@ from tl_nlp import augmentation, baselines, features, memory
 from tl_nlp.artifact import locate, save_artifact
 from tl_nlp.baselines import Given, given
 from tl_nlp.batches import Encoded, window_lengths
-from tl_nlp.checking import Finding, check, label_counts, sampled
+from tl_nlp.checking import GLANCE, Finding, check, label_counts, sampled
 from tl_nlp.errors import RecipeError, RunError
 from tl_nlp.evaluation import judged, read_predictions, references, score, write_predictions
+from tl_nlp.features import Frozen
 from tl_nlp.hardware import best_device, peak_rss_mb
 from tl_nlp.heads import Objective
 from tl_nlp.loop import Progress, fit
@@ -108,24 +109,31 @@ def prepare(recipe: Recipe) -> Prepared:
     return Prepared(resolved_recipe, folder, tokenizer, rows, rejects, encoded, lengths, objective)
 
 
-def checked(prepared: Prepared) -> tuple[list[Finding], Given]:
-    """What the data check finds, and what the baselines need to know: both look at frozen features."""
-    recipe, rows, task = prepared.recipe, prepared.rows, prepared.recipe.task
-    learned = sampled(len(rows["train"]), baselines.MAX_ROWS)
-    frozen = {}
-    if task.head in ("classify", "multilabel", "regress"):
+def checked(prepared: Prepared) -> tuple[list[Finding], Frozen | None]:
+    """What the data check finds; and the checkpoint's own features, of which it has looked at a sample's."""
+    recipe, rows = prepared.recipe, prepared.rows
+    frozen = states = None
+    if recipe.task.head in ("classify", "multilabel", "regress"):
         model = placed(load_base(recipe, prepared.folder), best_device())
         pad_id = prepared.tokenizer.pad_token_id or 0
-        for split, encoded in prepared.encoded.items():
-            part = encoded.select(learned) if split == "train" else encoded
-            frozen[split] = features.embeddings(model, part, pad_id, recipe.training.precision, f"features of {split}")
+        frozen = Frozen(model, prepared.encoded, pad_id, recipe.training.precision)
+        states = frozen.glance("train", sampled(len(rows["train"])), GLANCE)
     tokens = {}
     for split, encoded in prepared.encoded.items():
         cut = np.asarray(encoded["cut"][:])
         tokens[split] = np.asarray([sum(windows) for windows in window_lengths(encoded)]) + cut, cut
-    looked_at = np.isin(learned, sampled(len(rows["train"])))
-    states = frozen["train"][looked_at] if frozen else None
-    return check(rows, task, prepared.rejects, tokens, states), given(task, rows, frozen, learned)
+    return check(rows, recipe.task, prepared.rejects, tokens, states), frozen
+
+
+def _given(prepared: Prepared, frozen: Frozen | None) -> Given:
+    """What baselines are made from; frozen features of each row that they learn from or answer."""
+    rows = prepared.rows
+    learned = sampled(len(rows["train"]), baselines.MAX_ROWS)
+    states = {}
+    if frozen is not None:
+        for split, theirs in rows.items():
+            states[split] = frozen.of(split, learned if split == "train" else np.arange(len(theirs)))
+    return given(prepared.recipe.task, rows, states, learned)
 
 
 def steps_of(prepared: Prepared, accelerator: Accelerator) -> tuple[Steps, Predictor]:
@@ -217,7 +225,7 @@ def _note_start(run: Run, prepared: Prepared, accelerator: Accelerator) -> None:
 
 def _look_at(run: Run, prepared: Prepared) -> Given:
     """Checks the data: writes data.json and what goes with it, tells what is wrong; returns what baselines need."""
-    findings, known = checked(prepared)
+    findings, frozen = checked(prepared)
     splits = {}
     for name, rows in prepared.rows.items():
         splits[name] = {"rows": len(rows), "fingerprint": fingerprint(rows)}
@@ -236,7 +244,7 @@ def _look_at(run: Run, prepared: Prepared) -> Given:
     for finding in findings:
         if finding.severity != "note" or finding.name == "cut":
             print(finding, file=sys.stderr)
-    return known
+    return _given(prepared, frozen)
 
 
 def _note_size(run: Run, steps: Steps) -> None:
