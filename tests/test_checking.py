@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +12,15 @@ import pytest
 from conftest import Answer, recipe_file, review_rows, tiny_recipe, write_jsonl
 from datasets import Dataset, DatasetDict
 
-from tl_nlp import checking
-from tl_nlp.checking import Finding, check, doubtful_labels
+from tl_nlp import Run
+from tl_nlp.checking import Finding, check, spellings
+from tl_nlp.cleaning import write_cleaned
 from tl_nlp.data.files import Files
+from tl_nlp.doubts import doubtful_grades, doubtful_labels
+from tl_nlp.personal import masked, personal_data
+from tl_nlp.tables import Rejects
 from tl_nlp.tasks.classification import Classification
+from tl_nlp.tasks.multilabel import Multilabel
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("l", "n", "r", "st")]
 
@@ -40,7 +47,7 @@ def plain_splits(n: int = 120) -> dict[str, list[dict]]:
 def found(rows: dict[str, list[dict]], **more: object) -> dict[str, Finding]:
     ready = splits(**rows)
     task = Classification().resolve(ready)
-    return {finding.name: finding for finding in check(ready, task, [], **more)}  # type: ignore[arg-type]
+    return {finding.name: finding for finding in check(ready, task, Rejects(), **more)}  # type: ignore[arg-type]
 
 
 def test_nothing_is_found_in_sound_rows() -> None:
@@ -84,7 +91,7 @@ def test_labels_that_are_spelt_in_two_ways() -> None:
     for row in (*rows["validation"], *rows["test"]):
         row["target"] = "positive"
     rows["train"][1]["target"], rows["train"][2]["target"] = "Positive ", "negatve"
-    messages = [str(finding) for finding in check(splits(**rows), Classification(), [])]
+    messages = [str(finding) for finding in check(splits(**rows), Classification(), Rejects())]
     assert any("'Positive ' (1 rows) may be 'positive'" in message for message in messages)
     assert any("'negatve' (1 rows) may be 'negative'" in message for message in messages)
 
@@ -122,7 +129,7 @@ def test_tokens_that_no_window_holds() -> None:
     ],
 )
 def test_personal_data(text: str, kind: str | None) -> None:
-    assert [found[0] for found in checking.personal_data(text)] == ([kind] if kind else [])
+    assert [found[0] for found in personal_data(text)] == ([kind] if kind else [])
 
 
 def test_another_language() -> None:
@@ -161,7 +168,7 @@ def test_check_and_its_cleaned_copy(tiny_bert: Path, tmp_path: Path, command: Ca
     answer = command("check", path, "--fix", tmp_path / "clean")
     assert answer.status == 0, answer.err
     for message in (
-        "rows of test are equal or nearly equal to training rows",
+        "rows of test are equal or nearly equal to rows of train",
         "1 rows were left out: ",
         "train.jsonl, line 201, column ",
         "hold what looks like a e-mail address",
@@ -193,3 +200,101 @@ def test_a_broken_line_is_a_counted_reject_of_the_run(tiny_bert: Path, tmp_path:
         "its target is empty",
     ]
     assert [finding["name"] for finding in data["findings"] if finding["name"] == "rejects"] == ["rejects"] * 2
+
+
+def test_labels_that_mean_something_else_are_not_one(tmp_path: Path) -> None:
+    for labels in (("-1", "0", "1"), ("C", "C++", "C#"), ("A", "A-", "A+")):
+        assert spellings(Counter(dict.fromkeys(labels, 30))) == {}
+    assert spellings(Counter({"positive": 90, " Positive": 60})) == {" Positive": "positive"}
+    rare = Counter({"likely": 200, "unlikely": 5})
+    assert spellings(rare) == {"unlikely": "likely"}  # told, for a person to decide
+    assert spellings(rare, 0.0) == {}  # and not merged in a cleaned copy
+
+
+def test_many_labels_are_looked_at_too() -> None:
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 2, (400, 2))
+    rows = [
+        {"text": text, "target": [name for name, there in zip("xy", line, strict=True) if there] + ["rare"] * (n == 0)}
+        for n, (text, line) in enumerate(zip(texts(400), labels, strict=True))
+    ]
+    ready = splits(train=rows[:300], validation=rows[300:350], test=rows[350:])
+    features = draw.normal(size=(300, 8)).astype(np.float32)
+    features[:, :2] += 6 * labels[:300]
+    features[7, 0] += 12 - 24 * labels[7, 0]  # as if its label x were the other one
+    task = Multilabel().resolve(ready)
+    findings = {one.name: one for one in check(ready, task, Rejects(), features=features)}
+    assert findings["doubtful_labels"].examples[0] == "train-7"
+    assert "'rare' has 1 training rows" in findings["rare_label"].message
+
+
+def test_grades_far_from_their_features_are_doubtful() -> None:
+    draw = np.random.default_rng(0)
+    features = draw.normal(size=(300, 10))
+    grades = features @ draw.normal(size=(10, 2)) + 0.1 * draw.normal(size=(300, 2))
+    grades[5, 0] += 4
+    grades[9, 1] -= 3
+    grades[11, 0] = np.nan
+    assert doubtful_grades(features, grades)[:2].tolist() == [5, 9]
+
+
+def test_a_label_of_few_rows_does_not_hide_doubtful_ones() -> None:
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 2, 300)
+    features = draw.normal(size=(300, 5)) + 6 * labels[:, None]
+    features[3] += 12 - 24 * labels[3]
+    labels[4] = 2
+    assert doubtful_labels(features, labels).tolist() == [3]
+
+
+def test_validation_rows_in_the_test_are_told() -> None:
+    rows = plain_splits()
+    rows["validation"][3]["text"] = rows["test"][5]["text"]
+    finding = found(rows)["overlap"]
+    assert (finding.examples, finding.severity) == (["test-5"], "error")
+    assert "rows of validation" in finding.message
+
+
+def test_personal_data_that_overlaps_is_masked_once() -> None:
+    assert masked("4111111111111111@example.com now") == "[e-mail address] now"
+    assert masked("078-05-1120@x.com end") == "[e-mail address] end"
+    assert masked("a" * 200_000) == "a" * 200_000  # in no time
+
+
+def test_pairs_hold_personal_data_too(tmp_path: Path) -> None:
+    rows = plain_splits()
+    for theirs in rows.values():
+        for row in theirs:
+            row["pair"] = "ask jane.doe@example.com"
+    assert found(rows)["personal_data"].count == 120
+    write_cleaned(splits(**rows), Classification(labels=("x", "y")), tmp_path)
+    assert set(Files(path=tmp_path / "train.jsonl").load()["train"]["pair"]) == {"ask [e-mail address]"}
+
+
+def test_a_cleaned_copy_leaks_no_author_and_is_trained_on(
+    tiny_bert: Path, tmp_path: Path, command: Callable[..., Answer]
+) -> None:
+    rows = [{"review": text, "stars": "xy"[n % 2], "by": f"a{n % 60}"} for n, text in enumerate(texts(240))]
+    test = [{"review": text, "stars": "xy"[n % 2], "by": f"a{50 + n}"} for n, text in enumerate(texts(40, seed=1))]
+    files = {"train": write_jsonl(tmp_path / "a.jsonl", rows), "test": write_jsonl(tmp_path / "b.jsonl", test)}
+    data = Files(**files, text="review", target="stars", keep_together="by")
+    path = recipe_file(tiny_recipe(tiny_bert, data), tmp_path)
+    answer = command("check", path, "--fix", tmp_path / "clean")
+    (told,) = [line for line in answer.out.splitlines() if line.startswith("train on them with: ")]
+    assert command("train", path).status == 2
+    trained = command("train", path, *told.split(": ", 1)[1].split())
+    assert trained.status == 0, trained.err
+    cleaned = Run.open(trained.out.splitlines()[-1]).recipe().data.load()
+    authors = {split: set(theirs["keep_together"]) for split, theirs in cleaned.items()}
+    assert not authors["train"] & authors["test"] and not authors["validation"] & authors["test"]
+    assert len(cleaned["test"]) == 40
+
+
+def test_long_texts_that_are_cut_are_told_from_end_to_end(
+    tiny_bert: Path, tmp_path: Path, command: Callable[..., Answer]
+) -> None:
+    rows = [{"text": " ".join(["film"] * 102 + [str(n % 97), "good"]), "target": "xy"[n % 2]} for n in range(90)]
+    task = {"kind": "classification", "max_length": 64, "max_windows": 1}
+    data = Files(path=write_jsonl(tmp_path / "rows.jsonl", rows), similarity=1)
+    out = command("check", recipe_file(tiny_recipe(tiny_bert, data, task), tmp_path)).out
+    assert re.search(r"warning: 4\d\.\d % of the tokens of train, in 100\.0 % of its rows, are in no window", out), out

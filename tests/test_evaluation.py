@@ -11,10 +11,12 @@ from conftest import Answer, review_rows, tiny_recipe, write_jsonl
 
 from tl_nlp import Predictor, Run, evaluate, train
 from tl_nlp.baselines import textrank
+from tl_nlp.data.files import Files
 from tl_nlp.evaluation import judged, read_predictions, references, score
 from tl_nlp.rows import resolved
 from tl_nlp.statistics import best_threshold
 from tl_nlp.tasks.classification import Classification
+from tl_nlp.tasks.grading import Grading
 from tl_nlp.types import Label
 
 
@@ -190,3 +192,74 @@ def test_rows_that_were_trained_on_are_told(run: Run, tmp_path: Path, command: C
 
 def test_evaluate_says_what_training_said(run: Run) -> None:
     assert evaluate(run) == run.results()["splits"]["test"]
+
+
+def test_baselines_get_thresholds_of_validation_as_the_model_does(tiny_bert: Path, tmp_path: Path) -> None:
+    """A rare label that no probability above one half is given to: at a threshold of one half all would score 0."""
+    rows = [{**row, "target": "rare" if n % 12 == 0 else ""} for n, row in enumerate(review_rows(240))]
+    results = train(tiny_recipe(tiny_bert, write_jsonl(tmp_path / "rows.jsonl", rows), "multilabel")).results()
+    assert results["baselines"]["majority"]["micro_f1"]["value"] > 0.1
+    values = [line["values"]["micro_f1"] for line in Run.open(newest(tmp_path)).history() if line["split"] != "train"]
+    assert min(values) > 0
+
+
+def newest(tmp_path: Path) -> Path:
+    return sorted((tmp_path / "runs" / "tiny").iterdir())[-1]
+
+
+def test_a_training_split_of_one_label_is_scored_all_the_same(tiny_bert: Path, tmp_path: Path) -> None:
+    rows = review_rows(120)
+    paths = {
+        "train": write_jsonl(tmp_path / "a.jsonl", [row for row in rows[:80] if row["target"] == "positive"]),
+        "validation": write_jsonl(tmp_path / "b.jsonl", rows[80:100]),
+        "test": write_jsonl(tmp_path / "c.jsonl", rows[100:]),
+    }
+    run = train(tiny_recipe(tiny_bert, Files(**paths, overlap="drop")))
+    assert set(run.results()["baselines"]) == {"majority", "tfidf", "frozen"}
+    assert "one_class" in {finding["name"] for finding in run.data()["findings"]}
+
+
+def test_texts_without_words_have_baselines(tiny_bert: Path, tmp_path: Path) -> None:
+    marks = "👍👎!?😀😡"
+    rows = [{"text": marks[n % 2] + marks[2 + n % 4] * (n % 9 + 1), "target": "xy"[n % 2]} for n in range(90)]
+    data = Files(path=write_jsonl(tmp_path / "rows.jsonl", rows), similarity=1, overlap="keep")
+    assert set(train(tiny_recipe(tiny_bert, data)).results()["baselines"]) == {"majority", "tfidf", "frozen"}
+
+
+@pytest.mark.parametrize("ends", [(0, 1.1), (1, 5.3), (0.1, 0.8)])
+def test_a_grade_at_the_end_of_its_scale_is_inside(ends: tuple[float, float]) -> None:
+    task = Grading(low=ends[0], high=ends[1], step=0.1)
+    rows = {"id": ["a", "b"], "text": ["x", "y"], "target": [str(ends[0]), str(ends[1])]}
+    predictions = task.decode([np.float32([1.2]), np.float32([-0.1])], rows, None)
+    assert [one.scores["score"] for one in predictions] == [ends[1], ends[0]]
+    found = score(task, predictions, rows)
+    assert [one["id"] for one in found["mistakes"]] == ["a", "b"]
+
+
+def test_a_slice_draws_whole_groups() -> None:
+    """One author of ten equal rows tells no more than one row does, in a slice as in the whole."""
+    task = Classification(labels=("a", "b"))
+    draw = np.random.default_rng(0)
+    right = np.repeat(draw.random(30) < 0.7, 10)
+    truth = ["ab"[n % 2] for n in range(300)]
+    predictions = [
+        Label(answer := t if good else "ab"[t == "a"], {"a": float(answer == "a"), "b": float(answer == "b")})
+        for t, good in zip(truth, right, strict=True)
+    ]
+    rows = {"id": [str(n) for n in range(300)], "text": ["x y"] * 290 + ["x y z z z"] * 10, "target": truth}
+    together = {**rows, "keep_together": [f"author {n // 10}" for n in range(300)]}
+
+    def width(columns: dict) -> float:
+        (one,) = [part for part in score(task, predictions, columns)["slices"] if part["name"] == "label a"]
+        return one["high"] - one["low"]
+
+    assert width(together) > 2 * width(rows)
+
+
+def test_a_file_with_a_broken_line_is_evaluated_without_it(run: Run, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "more.jsonl", review_rows(200, seed=5))
+    with path.open("a") as file:
+        file.write('{"text": "cut\n')
+    found = evaluate(run, file=path)
+    assert found["rows"] == 200
+    assert len(found["rejects"]) == 1 and "line 201" in found["rejects"][0]

@@ -171,3 +171,38 @@ def test_the_most_confident_are_answered_first() -> None:
     assert curve[0] == (0.05, 1.0)
     assert curve[-1] == (1.0, 0.5)
     assert len(curve) == 20
+
+
+def test_intervals_of_qwk_over_small_groups_hold_what_such_samples_have_in_the_mean() -> None:
+    """Twelve questions of seven answers each: a resample of seven has fewer different ones, and its QWK is lower."""
+    draw = np.random.default_rng(3)
+    groups = np.repeat(np.arange(12), 7).astype(str)
+
+    def sample() -> metrics.Measured:
+        r = draw.integers(0, 6, len(groups)).astype(float)
+        return metrics.mean_qwk(r, np.clip(r + draw.normal(0, 1.2, len(r)).round(), 0, 5), groups)
+
+    made = [sample() for _ in range(300)]
+    truth = np.mean([float(one) for one in made])
+    found = [statistics.intervals({"qwk": one}, len(groups))["qwk"] for one in made]
+    assert all(one["low"] <= one["value"] <= one["high"] for one in found)
+    assert np.mean([one["low"] <= truth <= one["high"] for one in found]) >= 0.93
+
+
+def test_better_is_not_said_where_the_test_says_chance() -> None:
+    """Four rows of 84 differ, all in our favour: the interval is above 0, and McNemar's p is 0.125."""
+    r = np.zeros(84)
+    theirs = r.copy()
+    theirs[:4] = 1
+    found = statistics.difference(metrics.accuracy(r, r), metrics.accuracy(r, theirs), 84)
+    assert found.low > 0
+    assert found.p == pytest.approx(0.125)
+    assert found.verdict == "undecided"
+
+
+def test_a_temperature_of_nothing_but_right_answers_is_one() -> None:
+    from tl_nlp.tasks.classification import Classification
+
+    rows = {"id": list("abc"), "text": list("abc"), "target": ["x", "y", "x"]}
+    task = Classification(labels=("x", "y")).calibrated(list(np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])), rows)
+    assert task.temperature == 1.0

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from conftest import Answer, recipe_file, review_rows, tiny_recipe, write_jsonl
 
-from tl_nlp import Predictor, Run, train
+from tl_nlp import Predictor, Run, evaluate, train
 from tl_nlp.errors import RecipeError, RunError
 from tl_nlp.statistics import fit_power_law
+from tl_nlp.studies import Growth, learning_curve
 
 
 def test_seeds_give_a_mean_and_a_spread(tiny_bert: Path, reviews: Path, command: Callable[..., Answer]) -> None:
@@ -92,7 +93,8 @@ def test_a_learning_curve_trains_on_nested_parts(
 ) -> None:
     answer = command("learning-curve", recipe_file(tiny_recipe(tiny_bert, reviews), tmp_path))
     assert answer.status == 0, answer.err
-    *lines, folder = answer.out.splitlines()
+    *lines, told, folder = answer.out.splitlines()
+    assert told.split(":")[0] in ("more rows help", "undecided whether more rows help")
     sizes = [int(line.split()[0]) for line in lines]
     assert sizes == [6, 11, 21, 42, 84, 168, 336]
     assert ["expected" in line for line in lines] == [False] * 5 + [True] * 2
@@ -117,13 +119,13 @@ def test_a_power_law_is_found_again() -> None:
         {"rows": rows, "value": value, "low": value - 0.01, "high": value + 0.01}
         for rows, value in zip(n, values, strict=True)
     ]
-    law = fit_power_law(points)
+    law = fit_power_law(points, 1.0)
     assert law is not None
     assert law.fitted == pytest.approx((0.9, 2.0, 0.5), rel=0.03)
     more = law.at(3200)
     assert more["value"] == pytest.approx(0.9 - 2.0 * 3200**-0.5, abs=0.005)
     assert more["low"] < more["value"] < more["high"]
-    assert fit_power_law(points[:3]) is None
+    assert fit_power_law(points[:3], 1.0) is None
 
 
 def test_runs_are_compared_row_by_row(
@@ -152,3 +154,41 @@ def test_no_predictions_no_comparison(tiny_bert: Path, reviews: Path) -> None:
     run.predictions_file("test").unlink()
     with pytest.raises(RunError, match="holds no predictions"):
         compare([run, run])
+
+
+def test_a_law_promises_no_more_than_can_be_and_chance_is_no_growth() -> None:
+    draw = np.random.default_rng(0)
+    n = np.asarray([375.0, 750, 1500, 3000, 6000])
+
+    def curve(values: np.ndarray) -> Growth:
+        points = [
+            {"rows": rows, "value": value, "low": value - 0.02, "high": value + 0.02}
+            for rows, value in zip(n, values, strict=True)
+        ]
+        return Growth("accuracy", points, fit_power_law(points, 1.0))
+
+    steep = curve(np.asarray([0.55, 0.65, 0.75, 0.84, 0.93]))
+    assert steep.law is not None
+    assert steep.law.at(1e9)["high"] <= 1.0
+    assert steep.answer().startswith("more rows help: +")
+    assert "half of the way to the law's ceiling" in curve(0.9 - 2.0 * n**-0.5).answer()
+    flat = [curve(0.8 + 0.01 * draw.normal(size=5)).answer() for _ in range(40)]
+    assert np.mean([answer.startswith("undecided whether more rows help") for answer in flat]) > 0.9
+
+
+def test_a_run_of_folds_is_evaluated_on_the_fold_it_has_kept(tiny_bert: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_bert, write_jsonl(tmp_path / "rows.jsonl", review_rows(90)))
+    for seed in range(4):
+        run = train(recipe.override("data.folds=3", f"training.seed={seed}"))
+        chosen = run.results()["folds"]["chosen"]
+        part = Run.open(run.folder / "folds" / chosen)
+        assert evaluate(run) == part.results()["splits"]["test"]
+        if chosen != "0":
+            return
+    raise AssertionError("no seed keeps another fold than the first")
+
+
+def test_a_learning_curve_has_no_scratch_runs(tiny_bert: Path, reviews: Path, tmp_path: Path) -> None:
+    run, growth = learning_curve(tiny_recipe(tiny_bert, reviews).override("training.scratch=true"))
+    assert len(growth.points) == 5
+    assert json.loads((run.folder / "learning_curve.json").read_text())["answer"] == growth.answer()

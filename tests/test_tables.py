@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from tl_nlp.errors import DataError
-from tl_nlp.tables import Reject, read_table, write_rows
+from tl_nlp.tables import NUMBER, Rejects, read_table, write_rows
 
 
 def test_csv_text_stays_text(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ GOOD = "".join(f"text {n},{n % 2}\n" for n in range(300))
 )
 def test_good_rows_of_a_csv_are_kept(tmp_path: Path, name: str, line: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(b"text,target\n" + GOOD.encode() + line + GOOD.replace("text", "more").encode())
-    rejects: list[Reject] = []
+    rejects = Rejects()
     table = read_table(tmp_path / name, rejects)
     assert table["text"].to_pylist() == [f"{word} {n}" for word in ("text", "more") for n in range(300)]
     assert [str(one).startswith(f"{tmp_path / name}, {message}") for one in rejects] == [True]
@@ -109,7 +109,7 @@ def test_good_rows_of_a_csv_are_kept(tmp_path: Path, name: str, line: bytes, mes
 @pytest.mark.parametrize("line", [b'{"text": "cut of', b"[1]", b'{"text": "caf\xe9"}', b"[" * 100_000])
 def test_good_lines_of_a_jsonl_are_kept(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' + line + b'\n{"text": "NA"}\n')
-    rejects: list[Reject] = []
+    rejects = Rejects()
     assert read_table(tmp_path / "a.jsonl", rejects)["text"].to_pylist() == ["a", "NA"]
     assert [one.place.split(",")[0] for one in rejects] == ["line 2"]
 
@@ -127,6 +127,67 @@ def test_packed_files_are_read_and_bombs_are_not(tmp_path: Path) -> None:
 
 def test_a_csv_that_is_none_is_given_up(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"text,target\n" + b'"x" y "z\n' * 500)
-    rejects: list[Reject] = []
+    rejects = Rejects()
     assert not len(read_table(tmp_path / "a.csv", rejects))
     assert len(rejects) == 500
+
+
+def test_lines_with_further_keys_keep_them_beside_a_broken_one(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n\n{"text": "c", "target": "x", "n": 1}\n{bad\n{"n": "one"}\n')
+    rejects = Rejects()
+    table = read_table(tmp_path / "a.jsonl", rejects, numbered=True)
+    assert table.to_pydict() == {
+        "text": ["a", "c", None],
+        "target": [None, "x", None],
+        "n": [None, "1", "one"],
+        NUMBER: [1, 3, 5],
+    }
+    assert [one.place for one in rejects] == ["line 4, column 2"]
+
+
+def test_numbers_and_dates_of_a_jsonl_stay_what_they_are(tmp_path: Path) -> None:
+    large = 2**63 + 1
+    (tmp_path / "a.jsonl").write_text(f'{{"id": {large}, "on": ["2020-01-01"]}}\n{{"id": {large + 2}, "on": []}}\n')
+    assert read_table(tmp_path / "a.jsonl").to_pydict() == {
+        "id": [str(large), str(large + 2)],
+        "on": [["2020-01-01"], []],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"text,target\rfine,1\rmore,2\r", "line 1: new-line character seen in unquoted field"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\\ud800"}\n', "line 2: it holds half of a surrogate pair"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ["b"]}\n', "line 2: 'text' is a list or an object there"),
+        (
+            "a.csv.gz",
+            gzip.compress(b"text,target\n" + b"some words,1\n" * 5000)[:-9] + b"\xff" * 9,
+            "no whole .gz file",
+        ),
+    ],
+)
+def test_more_faults_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_table(tmp_path / name)
+    assert message in str(caught.value)
+
+
+def test_a_quoted_field_may_be_long(tmp_path: Path) -> None:
+    lines, wide = "\n".join(f'a "{n}" line'.replace('"', '""') for n in range(1500)), "w" * 200_000
+    (tmp_path / "a.csv").write_text(f'text,target\n"{lines}",1\n{wide},2\nlast,3\n')
+    table = read_table(tmp_path / "a.csv", numbered=True)
+    assert table["text"].to_pylist() == [lines.replace('""', '"'), wide, "last"]
+    assert table[NUMBER].to_pylist() == [2, 1502, 1503]
+
+
+def test_parquet_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
+    pa.parquet.write_table(pa.table({"text": ["x" * 100_000] * 1000}), tmp_path / "bomb.parquet")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 200_000
+    with pytest.raises(DataError, match=r"bomb\.parquet unpacks to over 50 MB"):
+        read_table(tmp_path / "bomb.parquet")
+    twice = pa.table([pa.array(["a"]), pa.array(["b"])], ["text", "text"])
+    pa.parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match="two columns are named 'text'"):
+        read_table(tmp_path / "twice.parquet")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tl_nlp.metrics import indicators
+from tl_nlp.rows import clusters
 from tl_nlp.statistics import (
     brier,
     expected_calibration_error,
@@ -101,7 +102,7 @@ def slices(task: Task, predictions: list[Prediction], rows: Rows) -> list[dict[s
             continue
         theirs = {column: [values[place] for place in places] for column, values in rows.items()}
         metrics = task.score([predictions[place] for place in places], theirs)
-        value = intervals({"main": metrics[task.main_metric]}, len(places))["main"]
+        value = intervals({"main": metrics[task.main_metric]}, len(places), clusters(theirs))["main"]
         found.append({"name": name, "rows": len(places), "metric": task.main_metric, **value})
     return sorted(found, key=lambda one: one["value"])[:_MOST_SLICES]
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from tl_nlp.recipe import Rows, Task
 
-MAX_ROWS = 20_000  # training rows that baselines learn from, a seeded sample of more
+MAX_ROWS = 200_000  # training rows that baselines learn from, a seeded sample of more
+MAX_FROZEN = 20_000  # of these, those whose frozen features are computed
 TRANSFER = ("tfidf", "frozen")
 """Baselines that fine-tuning must beat, or the transfer has done harm."""
 
@@ -33,11 +34,15 @@ Answers = dict[str, list[Prediction]]
 
 @dataclass
 class Given:
-    """What baselines see: columns of every split, and the checkpoint's frozen features of their rows."""
+    """What baselines see: columns of every split, and the checkpoint's frozen features of their rows.
+
+    Of the training rows, `frozen` has those at the places `frozen_rows`.
+    """
 
     task: Task
     splits: dict[str, Rows]
     frozen: dict[str, np.ndarray] = field(default_factory=dict)  # of shape (examples, hidden)
+    frozen_rows: np.ndarray = field(default_factory=lambda: np.empty(0, int))
 
     @property
     def scored(self) -> dict[str, Rows]:
@@ -45,11 +50,15 @@ class Given:
         return {split: rows for split, rows in self.splits.items() if split != "train"}
 
 
-def given(task: Task, rows: DatasetDict, frozen: dict[str, np.ndarray], train_rows: np.ndarray) -> Given:
-    """`train_rows` are the places of the training rows that baselines learn from, as in `frozen["train"]`."""
+def given(
+    task: Task, rows: DatasetDict, frozen: dict[str, np.ndarray], train_rows: np.ndarray, frozen_rows: np.ndarray
+) -> Given:
+    """`train_rows` are the places of the training rows that baselines learn from, `frozen_rows` those among them of
+    which `frozen["train"]` has the features."""
     names = (*COLUMNS, *task.columns)
     parts = {split: theirs.select(train_rows) if split == "train" else theirs for split, theirs in rows.items()}
-    return Given(task, {split: columns_of(part, names) for split, part in parts.items()}, frozen)
+    columns = {split: columns_of(part, names) for split, part in parts.items()}
+    return Given(task, columns, frozen, np.searchsorted(train_rows, frozen_rows))
 
 
 def answers(known: Given) -> Iterator[tuple[str, Answers]]:
@@ -68,9 +77,7 @@ def _majority(known: Given) -> Answers:
     targets = _targets(known, "train")
     if known.task.head != "regress":
         shares = targets.mean(axis=0)
-        return {
-            split: known.task.decode([shares] * len(rows["id"]), rows, None) for split, rows in known.scored.items()
-        }
+        return _decided(known, {split: [shares] * len(rows["id"]) for split, rows in known.scored.items()})
     overall = np.nanmean(targets, axis=0)
     groups = np.asarray(_groups(known.splits["train"]))
     means: dict[str, np.ndarray] = {}
@@ -78,20 +85,35 @@ def _majority(known: Given) -> Answers:
         theirs = targets[groups == group]
         counts = np.sum(~np.isnan(theirs), axis=0)
         means[group] = np.where(counts > 0, np.nansum(theirs, axis=0) / np.maximum(counts, 1), overall)
-    return {
-        split: known.task.decode([np.asarray(means.get(group, overall)) for group in _groups(rows)], rows, None)
-        for split, rows in known.scored.items()
-    }
+    return _decided(
+        known,
+        {
+            split: [np.asarray(means.get(group, overall)) for group in _groups(rows)]
+            for split, rows in known.scored.items()
+        },
+    )
+
+
+def _decided(known: Given, outputs: dict[str, list[np.ndarray]]) -> Answers:
+    """Answers from outputs as the head infers them. What validation teaches a model about its decisions, thresholds
+    for one, it teaches a baseline too."""
+    decided = known.task.calibrated(outputs["validation"], known.splits["validation"])
+    return {split: decided.decode(theirs, known.splits[split], None) for split, theirs in outputs.items()}
 
 
 def _tfidf(known: Given) -> Answers:
     """TF-IDF of words and pairs of words, and a linear model."""
+    from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(
         sublinear_tf=True, ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", max_features=200_000
     )
-    train = vectorizer.fit_transform(_joined(known.splits["train"]))
+    try:
+        train = vectorizer.fit_transform(_joined(known.splits["train"]))
+    except ValueError:  # not a word in any: nothing to tell rows by
+        nothing = {split: csr_matrix((len(rows["id"]), 1)) for split, rows in known.splits.items()}
+        return _linear(known, nothing, (1.0,))
     features = {split: vectorizer.transform(_joined(rows)) for split, rows in known.scored.items()}
     return _linear(known, {"train": train, **features}, (1.0, 10.0))
 
@@ -101,9 +123,8 @@ def _frozen(known: Given) -> Answers:
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(known.frozen["train"])
-    return _linear(
-        known, {split: scaler.transform(features) for split, features in known.frozen.items()}, (0.003, 0.03, 0.3)
-    )
+    features = {split: scaler.transform(theirs) for split, theirs in known.frozen.items()}
+    return _linear(known, features, (0.003, 0.03, 0.3), known.frozen_rows)
 
 
 def _length(known: Given) -> Answers:
@@ -125,13 +146,17 @@ def _length(known: Given) -> Answers:
     return _linear(known, {split: curve(rows) for split, rows in known.splits.items()}, (1.0, 100.0))
 
 
-def _linear(known: Given, features: dict[str, Any], strengths: tuple[float, ...]) -> Answers:
-    """Logistic or ridge regression, of the strength whose predictions the task scores best on validation."""
+def _linear(
+    known: Given, features: dict[str, Any], strengths: tuple[float, ...], train_rows: np.ndarray | None = None
+) -> Answers:
+    """Logistic or ridge regression, of the strength whose predictions the task scores best on validation; learned from
+    all training rows or those at the places `train_rows`."""
     task, targets = known.task, _targets(known, "train")
+    targets = targets if train_rows is None else targets[train_rows]
     best: tuple[float, Answers] | None = None
     for strength in strengths:
         predict = _fitted(task.head, features["train"], targets, strength)
-        made = {split: task.decode(list(predict(features[split])), rows, None) for split, rows in known.scored.items()}
+        made = _decided(known, {split: list(predict(features[split])) for split in known.scored})
         value = float(task.score(made["validation"], known.splits["validation"])[task.main_metric])
         if best is None or value > best[0]:
             best = value, made
@@ -152,6 +177,8 @@ def _fitted(head: str, features: Any, targets: np.ndarray, strength: float) -> C
     if head == "classify":
         labels = targets.argmax(axis=1)
         there = np.unique(labels)
+        if len(there) == 1:
+            return lambda rows: np.repeat(targets[:1], rows.shape[0], axis=0)
         model = LogisticRegression(C=strength, max_iter=300).fit(features, labels)
 
         def probabilities(rows: Any) -> np.ndarray:

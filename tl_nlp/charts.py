@@ -50,8 +50,8 @@ def write_growth_png(
     """Scores with intervals by number of rows, and the law through them drawn on to `most` rows."""
     figure, (axes,) = _figure(6.4, 4.2)
     x = [point["rows"] for point in points]
-    low = [point["value"] - point.get("low", point["value"]) for point in points]
-    high = [point.get("high", point["value"]) - point["value"] for point in points]
+    low = [max(0.0, point["value"] - point.get("low", point["value"])) for point in points]
+    high = [max(0.0, point.get("high", point["value"]) - point["value"]) for point in points]
     axes.errorbar(x, [point["value"] for point in points], [low, high], fmt="o", color=BLUE, capsize=3, label="trained")
     if law is not None:
         n_points = 60

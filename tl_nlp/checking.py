@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
 
-from tl_nlp.duplicates import plain
-from tl_nlp.rows import KEEP_TOGETHER, block_numbers, columns_of
-from tl_nlp.tables import Reject, write_rows
-from tl_nlp.types import COLUMNS
+from tl_nlp.doubts import doubtful_grades, doubtful_labels, first_of
+from tl_nlp.duplicates import SIMILARITY, plain
+from tl_nlp.personal import personal_data
+from tl_nlp.rows import columns_of
+from tl_nlp.splits import split_blocks
+from tl_nlp.tables import Reject
+from tl_nlp.types import COLUMNS, KEEP_TOGETHER
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -66,13 +68,16 @@ def check(
     rejects: list[Reject],
     tokens: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
     features: np.ndarray | None = None,
+    similarity: float = SIMILARITY,
 ) -> list[Finding]:
     """All findings, the gravest first.
 
     `tokens` gives for each split the tokens of every row and how many of them no window holds; `features`, of shape
-    (examples, hidden), are the checkpoint's states of the training rows `sampled` names, and tell doubtful labels.
+    (examples, hidden), are the checkpoint's states of the training rows `sampled` names, and tell doubtful labels. Two
+    texts are duplicates from `similarity` on.
     """
-    found = [*_left_out(rejects), *_texts(rows), *_cut(tokens or {}, rows), *_doubles(rows), *_together(rows)]
+    found = [*_left_out(rejects), *_ids_again(rows), *_texts(rows), *_cut(tokens or {}, rows)]
+    found += [*_doubles(rows, similarity), *_together(rows)]
     found += _constant(rows)
     if named := _label_names(rows, task):
         found += [*_labels(rows, named), *_balance(named)]
@@ -113,11 +118,23 @@ def _left_out(rejects: list[Reject]) -> list[Finding]:
             "warning",
             count,
             f"{count} rows were left out: {reason}",
-            "rejects.jsonl has them all; mend them in the file",
+            "mend them in the file; a training lists them all in rejects.jsonl",
             [f"{one.source}, {one.place}" for one in rejects if one.reason == reason][:_EXAMPLES],
         )
         for reason, count in reasons.items()
     ]
+
+
+def _ids_again(rows: DatasetDict) -> list[Finding]:
+    known = {row for theirs in rows.values() for row in theirs["id"]}
+    again = [row for row in sorted(known) if (base := _AGAIN.fullmatch(row)) and base[1] in known]
+    if not again:
+        return []
+    message = f"{len(again)} rows have an id that another row has, and got a number behind it"
+    return [Finding("ids", "note", len(again), message, "data.id names another column", again[:_EXAMPLES])]
+
+
+_AGAIN = re.compile(r"(.*) \(\d+\)", re.DOTALL)
 
 
 def _texts(rows: DatasetDict) -> list[Finding]:
@@ -159,9 +176,9 @@ def _cut(tokens: dict[str, tuple[np.ndarray, np.ndarray]], rows: DatasetDict) ->
     return found
 
 
-def _doubles(rows: DatasetDict) -> list[Finding]:
+def _doubles(rows: DatasetDict, similarity: float) -> list[Finding]:
     """Rows that are equal or nearly equal, within splits and between them, and those of them with unlike labels."""
-    parts = _block_numbers(rows)
+    parts = split_blocks(rows, similarity)
     found = []
     for split, blocks in parts.items():
         first = np.unique(blocks, return_index=True)[1]
@@ -170,26 +187,19 @@ def _doubles(rows: DatasetDict) -> list[Finding]:
             mend = "they count double; tl-nlp check RECIPE --fix DIR writes a copy without them"
             message = f"{len(again)} rows of {split} are equal or nearly equal to an earlier one"
             found.append(Finding("duplicates", "note", len(again), message, mend, _ids(rows[split], again)))
-    for split, blocks in parts.items():
-        if split == "train":
-            continue
-        leaked = np.flatnonzero(np.isin(blocks, parts["train"]))
+    for earlier, split in scored_after(rows):
+        leaked = np.flatnonzero(np.isin(parts[split], parts[earlier]))
         if len(leaked):
-            message = f"{len(leaked)} rows of {split} are equal or nearly equal to training rows: scores on it flatter"
-            mend = "data.overlap=drop takes them out of training"
+            message = f"{len(leaked)} rows of {split} are equal or nearly equal to rows of {earlier}: scores flatter"
+            mend = f"data.overlap=drop takes them out of {earlier}"
             found.append(Finding("overlap", "error", len(leaked), message, mend, _ids(rows[split], leaked)))
     return [*found, *_contradictions(rows["train"], parts["train"])]
 
 
-def _block_numbers(rows: DatasetDict) -> dict[str, np.ndarray]:
-    """For each split a number for each row, equal over all splits where (text, pair) are equal or nearly so."""
-    from datasets import concatenate_datasets
-
-    names = [name for name in ("text", "pair") if all(name in split.column_names for split in rows.values())]
-    everything = concatenate_datasets([split.select_columns(names) for split in rows.values()])
-    numbers = block_numbers(everything.with_format("arrow")[:])
-    ends = np.cumsum([len(split) for split in rows.values()])
-    return dict(zip(rows, np.split(numbers, ends[:-1]), strict=True))
+def scored_after(rows: DatasetDict) -> list[tuple[str, str]]:
+    """Pairs of splits of which the first is learned from, or chosen by, and the second is scored."""
+    names = list(dict.fromkeys(("train", "validation", *rows)))
+    return [(one, other) for place, one in enumerate(names[:2]) for other in names[place + 1 :]]
 
 
 def _contradictions(rows: Dataset, blocks: np.ndarray) -> list[Finding]:
@@ -210,19 +220,16 @@ def _contradictions(rows: Dataset, blocks: np.ndarray) -> list[Finding]:
 
 
 def _together(rows: DatasetDict) -> list[Finding]:
-    if KEEP_TOGETHER not in rows["train"].column_names:
+    if not all(KEEP_TOGETHER in theirs.column_names for theirs in rows.values()):
         return []
-    known = set(rows["train"][KEEP_TOGETHER]) - {None, ""}
     found = []
-    for split, theirs in rows.items():
-        if split == "train" or KEEP_TOGETHER not in theirs.column_names:
-            continue
-        leaked = [place for place, value in enumerate(theirs[KEEP_TOGETHER]) if value in known]
+    for earlier, split in scored_after(rows):
+        known = set(rows[earlier][KEEP_TOGETHER]) - {None, ""}
+        leaked = [place for place, value in enumerate(rows[split][KEEP_TOGETHER]) if value in known]
         if leaked:
-            message = f"{len(leaked)} rows of {split} share their value of data.keep_together with training rows"
-            found.append(
-                Finding("shared_group", "error", len(leaked), message, "data.overlap=drop", _ids(theirs, leaked))
-            )
+            message = f"{len(leaked)} rows of {split} share their value of data.keep_together with rows of {earlier}"
+            mend = f"data.overlap=drop takes these out of {earlier}"
+            found.append(Finding("shared_group", "error", len(leaked), message, mend, _ids(rows[split], leaked)))
     return found
 
 
@@ -272,19 +279,20 @@ def _labels(rows: DatasetDict, named: Named) -> list[Finding]:
     return found
 
 
-def spellings(counts: Counter[str]) -> dict[str, str]:
-    """Labels that differ from a commoner one only by case, spaces or marks, or that are rare and misspell one."""
+def spellings(counts: Counter[str], most: float = 0.05) -> dict[str, str]:
+    """Labels that differ from a commoner one only by case or spaces; and those that look like a misspelt one, having at
+    most the share `most` of its rows."""
     from difflib import SequenceMatcher
 
     found: dict[str, str] = {}
     common = [label for label, _ in counts.most_common()]
-    words = plain(common).to_pylist()
+    plainly = [" ".join(label.casefold().split()) for label in common]
     for place, label in enumerate(common):
-        for other, theirs in zip(common[:place], words, strict=False):
-            ours = words[place]
-            is_rare = counts[label] <= max(3, 0.05 * counts[other]) and min(len(ours), len(theirs)) > 3
+        for other, theirs in zip(common[:place], plainly, strict=False):
+            ours = plainly[place]
+            is_rare = counts[label] <= most * max(60, counts[other]) and min(len(ours), len(theirs)) > 3
             is_word = not any(letter.isdigit() for letter in ours + theirs)
-            if ours == theirs != "" or (is_rare and is_word and SequenceMatcher(None, ours, theirs).ratio() > 0.8):
+            if ours == theirs or (is_rare and is_word and SequenceMatcher(None, ours, theirs).ratio() > 0.8):
                 found[label] = found.get(other, other)
                 break
     return found
@@ -311,12 +319,13 @@ def _doubtful(rows: Dataset, task: Task, features: np.ndarray) -> list[Finding]:
     """Rows whose label or grade a linear model on frozen features doubts, the most doubtful first."""
     places = sampled(len(rows))
     targets = np.asarray(task.labels_of(columns_of(rows.select(places), (*COLUMNS, *task.columns))))
+    what = "grades" if task.head == "regress" else "labels"
     if task.head == "regress":
-        doubtful, what = doubtful_grades(features, targets), "grades"
+        doubtful = doubtful_grades(features, targets)
     elif task.head == "multilabel":
-        doubtful, what = _first_of([doubtful_labels(features, column.astype(int)) for column in targets.T]), "labels"
+        doubtful = first_of([doubtful_labels(features, column.astype(int)) for column in targets.T])
     else:
-        doubtful, what = doubtful_labels(features, np.unique(targets, return_inverse=True)[1]), "labels"
+        doubtful = doubtful_labels(features, np.unique(targets, return_inverse=True)[1])
     if not len(doubtful):
         return []
     message = f"{len(doubtful)} of {len(places)} training {what} looked at are doubtful, the first ones most"
@@ -324,142 +333,20 @@ def _doubtful(rows: Dataset, task: Task, features: np.ndarray) -> list[Finding]:
     return [Finding("doubtful_labels", "note", len(doubtful), message, mend, _ids(rows, places[doubtful]))]
 
 
-def _first_of(ranked: list[np.ndarray]) -> np.ndarray:
-    """Rows of several rankings in the order of their best place in any."""
-    places = sorted((place, row) for rows in ranked for place, row in enumerate(rows.tolist()))
-    return np.asarray(list(dict.fromkeys(row for _, row in places)), int)
-
-
-def doubtful_grades(features: np.ndarray, grades: np.ndarray) -> np.ndarray:
-    """Which rows have a grade far from what a ridge regression on `features` that has not seen them (five folds) gives,
-    the farthest first.
-
-    `grades` of shape (examples, traits), NaN where there is none. Far is over `_FAR` standard deviations of the
-    trait's residuals, from their median absolute deviation, which outliers do not widen (Rousseeuw & Croux 1993).
-    """
-    from sklearn.linear_model import RidgeCV
-    from sklearn.model_selection import KFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    distance = np.zeros(len(features))
-    model = make_pipeline(StandardScaler(), RidgeCV(alphas=[10.0, 100.0, 1000.0, 10000.0]))
-    for column in grades.T:
-        rows = np.flatnonzero(~np.isnan(column))
-        if len(rows) < _FEWEST_GRADES:
-            continue
-        folds = KFold(_N_FOLDS, shuffle=True, random_state=0)
-        residuals = np.abs(column[rows] - cross_val_predict(model, features[rows], column[rows], cv=folds))
-        deviation = 1.4826 * np.median(residuals)
-        if deviation > 0:
-            distance[rows] = np.maximum(distance[rows], residuals / deviation)
-    order = np.argsort(-distance, kind="stable")
-    return order[distance[order] > _FAR]
-
-
-_N_FOLDS = 5
-_FAR = 3.5  # of a normal distribution's rows 1 in 2,000 is farther
-_FEWEST_GRADES = 50
-
-
-def doubtful_labels(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Which rows may be mislabelled, the most doubtful first, by confident learning (Northcutt et al. 2021).
-
-    Probabilities are those of a logistic regression on `features` that has not seen the row (five folds). Rows that
-    reach a label's mean confidence are counted under it; from these counts follows how many rows of each label belong
-    to each other one, and as many are taken as doubtful, those first for which the other label is ahead the most.
-    Labels of fewer than five rows are left out: each fold needs one.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    kept = np.flatnonzero(np.bincount(labels)[labels] >= _N_FOLDS)
-    names, labels = np.unique(labels[kept], return_inverse=True)
-    if len(names) < 2:
-        return np.empty(0, int)
-    features, n_labels = features[kept], len(names)
-    folds = StratifiedKFold(_N_FOLDS, shuffle=True, random_state=0)
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
-    probabilities = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
-    own = probabilities[np.arange(len(labels)), labels]
-    usual = np.asarray([own[labels == label].mean() for label in range(n_labels)])
-    reached = np.where(probabilities >= usual, probabilities, -np.inf)
-    is_sure, likely = np.isfinite(reached.max(axis=1)), reached.argmax(axis=1)
-    lead = np.full(len(labels), -np.inf)  # of the other label over the given one, for the rows that are taken
-    for label in range(n_labels):
-        rows = np.flatnonzero(labels == label)
-        counts = np.bincount(likely[rows][is_sure[rows]], minlength=n_labels)
-        for other in np.flatnonzero(counts):
-            if other == label:
-                continue
-            ahead = probabilities[rows, other] - own[rows]
-            taken = np.argsort(-ahead, kind="stable")[: round(len(rows) * counts[other] / counts.sum())]
-            lead[rows[taken]] = np.maximum(lead[rows[taken]], ahead[taken])
-    order = np.argsort(-lead, kind="stable")
-    return kept[order[lead[order] > 0]]
-
-
 # ---- personal data and languages
 
 
-_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-_CARD = re.compile(r"\b(?:\d[ -]?){12,18}\d\b")
-_IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}\b")
-_SSN = re.compile(r"\b(?!000|666|9\d\d)\d{3}-(?!00)\d{2}-(?!0000)\d{4}\b")
-
-
-def _is_card(text: str) -> bool:
-    """Luhn's check digit (ISO/IEC 7812)."""
-    digits = [int(letter) for letter in text if letter.isdigit()]
-    doubled = [digit * 2 - 9 * (digit > 4) for digit in digits[-2::-2]]
-    return len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
-
-
-def _is_iban(text: str) -> bool:
-    """The check digits of ISO 13616."""
-    letters = text.replace(" ", "")
-    return int("".join(str(int(letter, 36)) for letter in letters[4:] + letters[:4])) % 97 == 1
-
-
-_PATTERNS: dict[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {
-    "e-mail address": (_EMAIL, lambda text: True),
-    "bank account": (_IBAN, _is_iban),
-    "card number": (_CARD, _is_card),
-    "social security number": (_SSN, lambda text: True),
-}
-
-
-def personal_data(text: str) -> list[tuple[str, int, int]]:
-    """What looks like personal data: its kind, and where it begins and ends."""
-    found = [
-        (kind, match.start(), match.end())
-        for kind, (pattern, is_one) in _PATTERNS.items()
-        for match in pattern.finditer(text)
-        if is_one(match.group())
-    ]
-    if sum(letter.isdigit() for letter in text) >= 7:
-        from phonenumbers import PhoneNumberMatcher
-
-        inside = [(start, end) for _, start, end in found]
-        found += [
-            ("phone number", match.start, match.end)
-            for match in PhoneNumberMatcher(text, "US")  # numbers of other countries are known by their +
-            if not any(start < match.end and match.start < end for start, end in inside)
-        ]
-    return sorted(found, key=lambda one: one[1])
-
-
 def _sample(rows: DatasetDict) -> list[tuple[str, str]]:
-    """(id, text) of sampled rows of all splits."""
+    """(id, pair and text) of sampled rows of all splits."""
     sizes = [len(split) for split in rows.values()]
     chosen = np.split(sampled(sum(sizes)), np.searchsorted(sampled(sum(sizes)), np.cumsum(sizes)[:-1]))
     starts = np.cumsum([0, *sizes[:-1]])
     texts = []
     for split, places, start in zip(rows.values(), chosen, starts, strict=True):
         part = split[(places - start).tolist()]
-        texts += list(zip(part["id"], part["text"], strict=True))
+        pairs = part.get("pair") or [""] * len(places)
+        both = (f"{pair}\n{text}" if pair else text for pair, text in zip(pairs, part["text"], strict=True))
+        texts += list(zip(part["id"], both, strict=True))
     return texts
 
 
@@ -494,7 +381,7 @@ def _languages(rows: DatasetDict) -> list[Finding]:
     ids: dict[str, list[str]] = {}
     n_texts = 0
     for row, text in _sample(rows):
-        words = text.split(maxsplit=200)[:200]
+        words = text[:4000].split()[:200]
         if len(words) < 5:  # too short to tell
             continue
         language, probability = _language_identifier().classify(" ".join(words))
@@ -514,38 +401,3 @@ def _languages(rows: DatasetDict) -> list[Finding]:
         for language, theirs in ranked[1:]
         if len(theirs) >= _OTHER_LANGUAGE * n_texts
     ]
-
-
-# ---- a cleaned copy
-
-
-def write_cleaned(rows: DatasetDict, task: Task, folder: Path) -> dict[str, int]:
-    """Writes each split to `folder`/SPLIT.jsonl without rejects, duplicates and rows that a test split has too, labels
-    that differ by case or spelling made one, personal data masked. Returns how many rows each file has."""
-    parts = _block_numbers(rows)
-    columns = (*COLUMNS, *task.columns, KEEP_TOGETHER)
-    is_labelled = task.head == "classify"
-    counts = Counter(target for split in rows.values() for target in split["target"]) if is_labelled else Counter()
-    spelling = spellings(counts)
-    folder.mkdir(parents=True, exist_ok=True)
-    sizes, taken = {}, set()
-    for split in reversed(list(rows)):  # a row stays in the split that is scored
-        kept = []
-        for row, number in zip(rows[split], parts[split].tolist(), strict=True):
-            if number in taken:
-                continue
-            taken.add(number)
-            row = {name: row[name] for name in columns if row.get(name) is not None}
-            row["text"] = _masked(row["text"])
-            if isinstance(row.get("target"), str):
-                row["target"] = spelling.get(row["target"], row["target"])
-            kept.append(row)
-        write_rows(folder / f"{split}.jsonl", kept)
-        sizes[split] = len(kept)
-    return dict(reversed(sizes.items()))
-
-
-def _masked(text: str) -> str:
-    for kind, start, end in reversed(personal_data(text)):
-        text = f"{text[:start]}[{kind}]{text[end:]}"
-    return text

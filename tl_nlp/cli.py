@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -170,7 +171,8 @@ def _check(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, *arguments.overrides, "data.overlap=keep", "data.max_rejects=0.99")
     from dataclasses import asdict
 
-    from tl_nlp.checking import label_counts, write_cleaned
+    from tl_nlp.checking import label_counts
+    from tl_nlp.cleaning import write_cleaned
     from tl_nlp.training import checked, prepare
 
     prepared = prepare(recipe)
@@ -186,10 +188,23 @@ def _check(arguments: argparse.Namespace) -> None:
         for finding in findings:
             print(finding)
     if arguments.fix is not None:
-        for split, n_rows in write_cleaned(prepared.rows, prepared.recipe.task, arguments.fix).items():
-            print(
-                f"{arguments.fix / f'{split}.jsonl'}  {n_rows} rows", file=sys.stderr if arguments.json else sys.stdout
-            )
+        stream = sys.stderr if arguments.json else sys.stdout
+        sizes = write_cleaned(prepared.rows, prepared.recipe.task, arguments.fix, recipe.data.similarity)
+        for split, n_rows in sizes.items():
+            print(f"{arguments.fix / f'{split}.jsonl'}  {n_rows} rows", file=stream)
+        print(f"train on them with: {' '.join(_overrides(arguments.fix, sizes, recipe))}", file=stream)
+
+
+def _overrides(folder: Path, splits: Iterable[str], recipe: Recipe) -> list[str]:
+    """What makes a recipe read the cleaned files in a folder."""
+    named = [f"data.{split}={folder / f'{split}.jsonl'}" for split in splits if split in _SPLITS]
+    if more := {split: str(folder / f"{split}.jsonl") for split in splits if split not in _SPLITS}:
+        named.append(f"data.tests='{json.dumps(more)}'")
+    kept = ["data.keep_together=keep_together"] if recipe.data.keep_together else []
+    return ["data=files", *named, *kept]
+
+
+_SPLITS = ("train", "validation", "test")
 
 
 def _compare(arguments: argparse.Namespace) -> None:

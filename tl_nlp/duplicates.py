@@ -17,10 +17,10 @@ _N_BANDS, _BAND = 25, 5  # a pair at 0.8 meets in a band with probability 0.9999
 _CHUNK = 10_000  # texts
 
 
-def groups(texts: list[str], kind: np.ndarray | None = None) -> np.ndarray:
+def groups(texts: list[str], kind: np.ndarray | None = None, similarity: float = SIMILARITY) -> np.ndarray:
     """A number for each text, equal for those that are equal or nearly so (Broder 1997), directly or by steps.
 
-    `kind`, a number for each text, keeps texts of different kinds apart. Texts without a word are like no other.
+    `kind`, a number for each text, keeps texts of different kinds apart. Empty texts are like no other.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -30,7 +30,7 @@ def groups(texts: list[str], kind: np.ndarray | None = None) -> np.ndarray:
     alike = np.zeros(len(one), bool)
     for start in range(0, len(one), _CHUNK):
         place = slice(start, start + _CHUNK)
-        alike[place] = _similarity(texts, one[place], other[place]) >= SIMILARITY
+        alike[place] = _similarity(texts, one[place], other[place]) >= similarity
     edges = coo_array((np.ones(alike.sum()), (one[alike], other[alike])), shape=(len(texts),) * 2)
     return connected_components(edges, directed=False)[1].astype(np.int64)
 
@@ -81,7 +81,7 @@ def _shingles(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     digests = [hashlib.blake2b(word.encode(), digest_size=8).digest() for word in words.dictionary.to_pylist()]
     hashes = np.frombuffer(b"".join(digests), np.uint64)[words.indices.to_numpy()]
     rows = np.repeat(np.arange(len(texts)), counts)
-    is_word = hashes != _EMPTY  # a text without a word splits into one that is empty
+    is_word = hashes != _EMPTY  # an empty text splits into one word that is empty
     rows, hashes = rows[is_word], hashes[is_word]
     is_pair = rows[1:] == rows[:-1]
     pairs = (hashes[:-1] * _ODD + hashes[1:])[is_pair]
@@ -96,12 +96,16 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 def plain(texts: Sequence[str]) -> pa.Array:
     """The words of texts in small letters, one space between them, without marks and HTML's tags: what hashes and
-    similarities are made of."""
+    similarities are made of. Letters of scripts without spaces are words; a text of marks alone is one word."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    column = pc.replace_substring_regex(pa.array(texts, pa.large_string()), r"<[a-zA-Z/][^<>]{0,200}>", " ")
-    return pc.utf8_trim_whitespace(pc.replace_substring_regex(pc.utf8_lower(column), r"[^\pL\pM\pN_]+", " "))
+    column = pc.utf8_lower(pa.array(texts, pa.large_string()))
+    words = pc.replace_substring_regex(column, r"<[a-z/][^<>]{0,200}>", " ")
+    words = pc.replace_substring_regex(words, r"[^\pL\pM\pN_]+", " ")
+    words = pc.replace_substring_regex(words, r"(\p{Han}|\p{Hiragana}|\p{Katakana}|\p{Thai})", r" \1 ")
+    words = pc.utf8_trim_whitespace(pc.replace_substring_regex(words, " +", " "))
+    return pc.if_else(pc.equal(words, ""), pc.replace_substring_regex(column, r"\s+", ""), words)
 
 
 def _similarity(texts: list[str], one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -14,11 +14,11 @@ from tl_nlp.baselines import TRANSFER
 from tl_nlp.errors import DataError, RunError
 from tl_nlp.metrics import Measured
 from tl_nlp.prediction import Predictor
-from tl_nlp.rows import KEEP_TOGETHER, columns_of, fingerprint, hashes, resolved, select
+from tl_nlp.rows import clusters, columns_of, fingerprint, hashes, resolved, select
 from tl_nlp.run import Run
 from tl_nlp.statistics import Difference, difference, intervals
-from tl_nlp.tables import read_table
-from tl_nlp.types import COLUMNS, Label, Labels, Prediction, Scores, Text
+from tl_nlp.tables import Rejects, read_table
+from tl_nlp.types import COLUMNS, KEEP_TOGETHER, Label, Labels, Prediction, Scores, Text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,13 +29,16 @@ if TYPE_CHECKING:
 def evaluate(run: Run | str | Path, split: str = "test", file: str | Path | None = None) -> dict[str, Any]:
     """Rows and metrics of a split of the run's data, or of a file: one split object of results.json.
 
-    Where rows of the file were trained on, it says so under `seen_in_training`. Raises DataError for a split or a
+    Where rows of the file were trained on, it says so under `seen_in_training`; its lines that could not be read are
+    under `rejects`. Raises DataError for a split or a
     column that is not there.
     """
     run = run if isinstance(run, Run) else Run.open(run)
-    recipe = run.recipe()
+    recipe = run.trained_recipe()
+    rejects = Rejects()
     if file is not None:
-        rows = select(read_table(Path(file)), recipe.data, recipe.task.columns)
+        rows = select(read_table(Path(file), rejects), recipe.data, recipe.task.columns)
+        rejects.refuse_many(recipe.data.max_rejects)
         if "target" not in rows.column_names:
             raise DataError(
                 f"{file} has no column 'target' or {recipe.data.target!r} to score against; tl-nlp predict needs none"
@@ -53,6 +56,8 @@ def evaluate(run: Run | str | Path, split: str = "test", file: str | Path | None
             )
     predictor = Predictor.load(run)
     found = score(predictor.task, predictor.predict(rows), references(predictor.task, rows))
+    if rejects:
+        found["rejects"] = [str(one) for one in rejects]
     if file is not None:
         seen = np.isin(hashes(rows), run.trained_hashes())
         if seen.any():
@@ -71,14 +76,6 @@ def score(task: Task, predictions: list[Prediction], rows: Rows) -> dict[str, An
     """The split object of results.json: rows, metrics with their intervals, and what lies behind them."""
     metrics = intervals(task.score(predictions, rows), len(predictions), clusters(rows))
     return {"rows": len(predictions), "metrics": metrics, **analyse(task, predictions, rows)}
-
-
-def clusters(rows: Rows) -> np.ndarray | None:
-    """A number for each row, equal for those that data.keep_together holds together; None without such a column."""
-    if KEEP_TOGETHER not in rows:
-        return None
-    values = [f"={value}" if value not in (None, "") else str(n) for n, value in enumerate(rows[KEEP_TOGETHER])]
-    return np.unique(values, return_inverse=True)[1]
 
 
 def compared(task: Task, ours: list[Prediction], theirs: list[Prediction], rows: Rows) -> Difference:
@@ -105,7 +102,9 @@ def judged(task: Task, ours: list[Prediction], answers: dict[str, list[Predictio
         baselines[other]["difference"] = {**asdict(gap), "metric": name, "verdict": gap.verdict}
     best = max(baselines, key=lambda other: baselines[other][name]["value"])
     relation = {"better": "better than", "worse": "worse than", "undecided": "undecided against"}[gaps[best].verdict]
-    harmful = [f"{other} ({gaps[other]} {name})" for other in TRANSFER if other in gaps and gaps[other].low <= 0]
+    harmful = [
+        f"{other} ({gaps[other]} {name})" for other in TRANSFER if other in gaps and gaps[other].verdict != "better"
+    ]
     return {
         "baselines": baselines,
         "verdict": f"{relation} the best baseline ({best}): {gaps[best]} {name}",

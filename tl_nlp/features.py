@@ -96,18 +96,17 @@ class Frozen:
         return states[rows]
 
     def glance(self, split: str, rows: np.ndarray, n_tokens: int) -> np.ndarray:
-        """As `of`, at a bounded cost: where the rows have over `n_tokens` together, of the long ones only the beginnings
-        are read, of equal length and as long as that allows."""
+        """As `of`, at a bounded cost: where the rows have over `n_tokens` together, only the beginnings of the long
+        ones are read, all of one length."""
         encoded = self._splits[split]
         lengths = np.asarray([sum(windows) for windows in window_lengths(encoded.select(rows))])
-        most = int(
-            np.searchsorted([np.minimum(lengths, n).sum() for n in range(1, lengths.max() + 1)], n_tokens, "right")
-        )
+        sums = [np.minimum(lengths, most).sum() for most in range(1, lengths.max() + 1)]
+        most = max(1, int(np.searchsorted(sums, n_tokens, "right")))
         is_long = lengths > most
         states = np.empty((len(rows), self._model.config.hidden_size), np.float32)
         states[~is_long] = self.of(split, rows[~is_long])
         if is_long.any():
-            begun = _beginnings(encoded.select(rows[is_long]), max(most, 1))
+            begun = _beginnings(encoded.select(rows[is_long]), most)
             states[is_long] = embeddings(self._model, begun, self._pad_id, self._precision, f"features of {split}")
         return states
 

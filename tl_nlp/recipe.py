@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import DatasetDict
 
-    from tl_nlp.tables import Reject
+    from tl_nlp.tables import Rejects
 
     Rows = dict[str, list[Any]]  # column name to values, all of one length
 
@@ -122,6 +122,7 @@ class Data(Component):
     values: dict[str, str] = {}  # replaces targets: {"0": "negative"}
     where: dict[str, str] = {}  # keeps the rows with these values: {"source": "rotten_tomatoes"}
     keep_together: str | None = None  # rows that share this column's value (author, source) stay in one split
+    similarity: float = Field(0.8, ge=0.7, le=1)  # of words, from which on two texts are duplicates; 1: only equal ones
     validation_share: float = Field(0.15, gt=0, lt=0.5)  # of the rows, where there is no validation split
     test_share: float = Field(0.15, gt=0, lt=0.5)
     overlap: Literal["refuse", "drop", "keep"] = "refuse"  # of given splits; refuse: beyond 1 % of a test, else drop
@@ -139,7 +140,7 @@ class Data(Component):
         return self
 
     @abstractmethod
-    def load(self, rejects: list[Reject] | None = None) -> DatasetDict:
+    def load(self, rejects: Rejects | None = None) -> DatasetDict:
         """The splits train, validation and test (and further tests) of rows with the columns of `types.COLUMNS`.
 
         Rows that are left out are added to `rejects`. Raises DataError where they are too many."""

@@ -13,6 +13,7 @@ from tl_nlp.run import Run
 
 _N_CHARACTERS = 300  # of a text that was mistaken
 _MOST_LABELS = 40  # that a confusion matrix is drawn for
+_N_CONFUSED = 15  # pairs of labels that are told where they are more
 
 
 def write_report(run: Run) -> Path:
@@ -67,10 +68,28 @@ def _content(run: Run) -> dict[str, Any]:
         "train": results["train"],
         "data": data,
         "environment": environment,
+        "fewer": {
+            one: n_rows for one, n_rows in results["baseline_rows"].items() if n_rows < data["splits"]["train"]["rows"]
+        },
+        "confused": _confused(test),
         "drawings": {key: drawing for key, drawing in drawings.items() if drawing},
         "mistakes": _mistakes(run, test["mistakes"]),
         "temperature": getattr(run.trained_recipe().task, "temperature", None) if "calibration" in test else None,
     }
+
+
+def _confused(test: dict[str, Any]) -> list[dict[str, Any]]:
+    """The pairs of labels that are confused most often, where they are too many to be drawn."""
+    names = list(test.get("classes", {}))
+    if "confusion" not in test or len(names) <= _MOST_LABELS:
+        return []
+    pairs = [
+        {"reference": names[row], "prediction": names[column], "rows": count}
+        for row, line in enumerate(test["confusion"])
+        for column, count in enumerate(line)
+        if count and row != column
+    ]
+    return sorted(pairs, key=lambda one: -one["rows"])[:_N_CONFUSED]
 
 
 def _slices(slices: list[dict[str, Any]], name: str) -> str:

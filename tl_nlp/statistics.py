@@ -35,9 +35,11 @@ def resamples(n_rows: int, clusters: np.ndarray | None = None, n: int = N_RESAMP
 def intervals(
     metrics: Mapping[str, float], n_rows: int, clusters: np.ndarray | None = None
 ) -> dict[str, dict[str, float]]:
-    """For each metric its value and the low and high of its 95 % percentile interval, all over the same resamples.
+    """For each metric its value and the low and high of its 95 % interval, all over the same resamples.
 
-    A number that is not `Measured` keeps its value alone.
+    The percentiles of the resampled values, moved by what these are off the value in the mean: the bootstrap's estimate
+    of bias (Efron & Tibshirani 1993, chapter 10), which is nought for means and much for QWK of few rows. A number that
+    is not `Measured` keeps its value alone.
     """
     measured = {name: value for name, value in metrics.items() if isinstance(value, Measured)}
     drawn = _under({name: value.under for name, value in measured.items()}, n_rows, clusters)
@@ -45,7 +47,7 @@ def intervals(
     for name, value in metrics.items():
         found[name] = {"value": float(value)}
         if name in drawn:
-            low, high = percentiles(drawn[name])
+            low, high = percentiles(drawn[name] + float(value) - drawn[name].mean())
             found[name] |= {"low": low, "high": high}
     return found
 
@@ -79,10 +81,11 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """better or worse where the interval excludes no difference, else undecided."""
-        if self.low > 0:
-            return "better"
-        return "worse" if self.high < 0 else "undecided"
+        """better or worse where the interval excludes no difference, and p is at most 0.05 where there is a test;
+        else undecided."""
+        if self.low <= 0 <= self.high or (self.p is not None and self.p > 1 - LEVEL):
+            return "undecided"
+        return "better" if self.low > 0 else "worse"
 
     def __str__(self) -> str:
         return f"{self.value:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
@@ -91,8 +94,8 @@ class Difference:
 def difference(ours: Measured, theirs: Measured, n_rows: int, clusters: np.ndarray | None = None) -> Difference:
     """Paired bootstrap of one metric of two systems on the same rows, in the same order."""
     drawn = _under({"ours": ours.under, "theirs": theirs.under}, n_rows, clusters)
-    low, high = percentiles(drawn["ours"] - drawn["theirs"])
-    value = float(ours) - float(theirs)
+    value, gaps = float(ours) - float(theirs), drawn["ours"] - drawn["theirs"]
+    low, high = percentiles(gaps + value - gaps.mean())
     if ours.rows is None or theirs.rows is None or ours.rows.shape != theirs.rows.shape:
         return Difference(value, low, high, None, None)
     if clusters is None and ours.rows.shape[1] == 2 and _is_binary(ours.rows) and _is_binary(theirs.rows):
@@ -238,11 +241,12 @@ class PowerLaw:
         return {"value": scale * (n**-rate - more**-rate), "low": low, "high": high}
 
 
-def fit_power_law(points: list[dict[str, float]], n_draws: int = 200) -> PowerLaw | None:
+def fit_power_law(points: list[dict[str, float]], best: float, n_draws: int = 400) -> PowerLaw | None:
     """The power law (Hestness et al. 2017) through scores with intervals at numbers of rows; None for under 4 points.
 
-    Points count by how narrow their interval is. The law's own interval is from fits to scores drawn from normal
-    distributions of these widths.
+    Points count by how narrow their interval is, and no law promises more than `best`. The law's own interval is from
+    fits to scores drawn from normal distributions, as wide as the intervals and the law's misses together: the misses
+    tell of the luck of seeds and of rows drawn for training, of which the intervals know nothing.
     """
     if len(points) < 4:
         return None
@@ -253,20 +257,27 @@ def fit_power_law(points: list[dict[str, float]], n_draws: int = 200) -> PowerLa
     )
     widths = np.maximum(widths, 1e-3 * max(1e-9, float(np.abs(values).max())))
 
-    def fit(scores: np.ndarray) -> tuple[float, float, float]:
-        """For each rate the best line in n ** -rate that does not fall; the rate whose line is nearest."""
-        best: tuple[float, tuple[float, float, float]] | None = None
-        for rate in np.linspace(0.05, 1.5, 59):
-            design = np.stack([np.ones_like(n), -(n**-rate)], axis=1)
-            (ceiling, scale), *_ = np.linalg.lstsq(design / widths[:, None], scores / widths, rcond=None)
-            if scale < 0:
-                scale, ceiling = 0.0, float(np.average(scores, weights=widths**-2.0))
-            error = float(np.sum(((ceiling - scale * n**-rate - scores) / widths) ** 2))
-            if best is None or error < best[0]:
-                best = error, (float(ceiling), float(scale), float(rate))
-        assert best is not None, "there is a rate to try"
-        return best[1]
+    weights = widths**-2.0 / np.sum(widths**-2.0)
 
-    generator = np.random.default_rng(0)
-    drawn = [fit(values + widths * generator.normal(size=len(n))) for _ in range(n_draws)]
-    return PowerLaw(fit(values), np.asarray(drawn))
+    def fit(scores: np.ndarray) -> np.ndarray:
+        """(ceiling, scale, rate) for each line of `scores`: for each rate the best line in n ** -rate that neither
+        falls nor promises more than `best`; the rate whose line is nearest."""
+        laws, errors = [], []
+        for rate in np.linspace(0.05, 1.5, 59):
+            fallen = n**-rate
+            off = fallen - weights @ fallen
+            mean = scores @ weights
+            scale = np.maximum(-(scores @ (weights * off)) / (weights @ off**2), 0)
+            ceiling = mean + scale * (weights @ fallen)
+            capped = (best - scores) @ (weights * fallen) / (weights @ fallen**2)
+            scale, ceiling = np.where(ceiling > best, capped, scale), np.minimum(ceiling, best)
+            errors.append((ceiling[:, None] - scale[:, None] * fallen - scores) ** 2 @ weights)
+            laws.append(np.stack([ceiling, scale, np.full_like(scale, rate)], axis=1))
+        nearest = np.argmin(errors, axis=0)
+        return np.stack(laws)[nearest, np.arange(len(scores))]
+
+    ceiling, scale, rate = fit(values[None])[0].tolist()
+    misses = np.sqrt(np.sum((ceiling - scale * n**-rate - values) ** 2) / (len(points) - 2))
+    spread = np.sqrt(widths**2 + misses**2)
+    drawn = values + spread * np.random.default_rng(0).normal(size=(n_draws, len(n)))
+    return PowerLaw((ceiling, scale, rate), fit(drawn))

@@ -166,10 +166,10 @@ def learning_curve(recipe: Recipe | Run, *, root: Path | None = None) -> tuple[R
     metric, points = recipe.task.main_metric, []
     for share in SIZES:
         size = math.ceil(share * n_rows)
-        smaller = recipe.override(f"data.train_rows={size}", "training.seeds=1")
+        smaller = recipe.override(f"data.train_rows={size}", "training.seeds=1", "training.scratch=false")
         part = _trained(run, f"sizes/{size}", smaller, accelerator)
         points.append({"rows": float(size), **part.results()["splits"]["test"]["metrics"][metric]})
-    growth = Growth(metric, points, fit_power_law(points))
+    growth = Growth(metric, points, fit_power_law(points, 100.0 if metric.startswith("rouge") else 1.0))
     law = None if growth.law is None else growth.law.at
     if accelerator.is_main_process:
         write_growth_png(run.growth_file, points, law, 4 * n_rows, metric)

@@ -10,6 +10,8 @@ import csv
 import gzip
 import json
 import tempfile
+import zlib
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet
 
@@ -31,24 +34,53 @@ _CHUNK = 100_000  # rows
 _MAX_UNCLOSED = 100  # quotes that do not close, after which a file is no csv
 
 
+NUMBER = "number in the file"
+"""The column that `read_table` adds where it is asked to: the line of each row in its file, or its place in a parquet
+file, from 1."""
+
+
 @dataclass(frozen=True)
 class Reject:
-    """A row that is left out: of which file or split, its line or row there, why, and what it holds."""
+    """A row that is left out: of which file or split, its line or row there, why, and what it holds.
+
+    It is no fault of a row that another split has it too.
+    """
 
     source: str
     place: str
     reason: str
     content: str = ""
+    is_fault: bool = True
 
     def __str__(self) -> str:
         return f"{self.source}, {self.place}: {self.reason}"
 
 
-def read_table(path: Path, rejects: list[Reject] | None = None) -> pa.Table:
+class Rejects(list[Reject]):
+    """The rows that are left out of a data set. `n_rows` counts the rows of each source; `source_of` names each
+    split's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_rows: Counter[str] = Counter()
+        self.source_of: dict[str, str] = {}
+
+    def refuse_many(self, most: float) -> None:
+        """Raises DataError for a source of whose rows more than the share `most` are at fault."""
+        for source, n_rows in self.n_rows.items():
+            found = [one for one in self if one.source == source and one.is_fault]
+            if len(found) > most * n_rows:
+                told = f" ({len(found)} of {n_rows} rows are rejected)" if len(found) > 1 else ""
+                raise DataError(
+                    f"{found[0]}{told}; at most {100 * most:g} % may be: mend them, or raise data.max_rejects"
+                )
+
+
+def read_table(path: Path, rejects: Rejects | None = None, *, numbered: bool = False) -> pa.Table:
     """The rows of a file. Columns of a csv or tsv are text; those of jsonl and parquet have their own types.
 
     Rows that cannot be read are added to `rejects`; without it the first one raises DataError, as does whatever makes
-    the whole file unreadable.
+    the whole file unreadable. `numbered` adds the column `NUMBER`.
     """
     packed = path.suffix.lower() == ".gz"
     suffix = (Path(path.stem) if packed else path).suffix.lower()
@@ -72,7 +104,8 @@ def read_table(path: Path, rejects: list[Reject] | None = None) -> pa.Table:
     _refuse_many(len(table), str(path))
     if rejects is not None:
         rejects += found
-    return table
+        rejects.n_rows[str(path)] += len(table) + len(found)
+    return table if numbered else table.drop_columns(NUMBER)
 
 
 def _refuse_many(n_rows: int, name: str) -> None:
@@ -80,15 +113,10 @@ def _refuse_many(n_rows: int, name: str) -> None:
         raise DataError(f"{name} holds over {MAX_ROWS:,} rows, which is the most that is read; split it")
 
 
-def keep_few(found: list[Reject], n_rows: int, most: float, rejects: list[Reject]) -> None:
-    """Adds what was found among `n_rows` to `rejects`, unless it is more than the share `most`: then DataError."""
-    if len(found) > most * n_rows:
-        raise DataError(
-            f"{found[0]}"
-            + (f" ({len(found)} of {n_rows} rows are rejected)" if len(found) > 1 else "")
-            + f"; at most {100 * most:g} % may be: mend them, or raise data.max_rejects"
-        )
-    rejects += found
+def _numbered(table: pa.Table, numbers: Any) -> pa.Table:
+    if NUMBER in table.column_names:
+        table = table.drop_columns(NUMBER)
+    return table.append_column(NUMBER, pa.array(numbers, pa.int64()))
 
 
 @contextmanager
@@ -106,27 +134,30 @@ def _unpacked(path: Path) -> Iterator[Path]:
                             "unpack it yourself if you trust it"
                         )
                     plain.write(block)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path} is no whole .gz file: {error}") from None
         plain.flush()
         yield Path(plain.name)
 
 
 def _read_separated(path: Path, name: str, rejects: list[Reject], delimiter: str) -> pa.Table:
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_CHARACTERS))
     names = _header(path, name, delimiter)
-    batches, rows = [], []
+    batches, rows, numbers = [], [], []
     for number, record in _records(path, name, rejects, delimiter):
         if len(record) == len(names):
             rows.append(record)
+            numbers.append(number)
         elif record:
-            place = f"line {number}, column {names[len(record)] if len(record) < len(names) else names[-1]!r}"
+            column = names[len(record)] if len(record) < len(names) else names[-1]
             reason = f"{len(record)} fields where the first line names {len(names)} columns; quote fields that hold "
+            place = f"line {number}, column {column!r}"
             rejects.append(Reject(name, place, f"{reason}{delimiter!r}", delimiter.join(record)[:200]))
         if len(rows) == _CHUNK:
             batches.append(_batch(rows, names))
             rows = []
-            _refuse_many(len(batches) * _CHUNK, name)
-    return pa.Table.from_batches([*batches, _batch(rows, names)])
+            _refuse_many(len(numbers), name)
+    return _numbered(pa.Table.from_batches([*batches, _batch(rows, names)]), numbers)
 
 
 def _batch(rows: list[list[str]], names: list[str]) -> pa.RecordBatch:
@@ -141,6 +172,8 @@ def _header(path: Path, name: str, delimiter: str) -> list[str]:
         names = next(csv.reader([first.decode("utf-8-sig")], delimiter=delimiter), [])
     except UnicodeDecodeError as error:
         raise DataError(f"{name}, line 1: {_not_utf8(first, error)}") from None
+    except csv.Error as error:
+        raise DataError(f"{name}, line 1: {error}; lines end in a line feed, and a field with one is quoted") from None
     if not names:
         raise DataError(f"{name} is empty; its first line names the columns")
     twice = [column for column in names if names.count(column) > 1]
@@ -178,36 +211,36 @@ def _records(path: Path, name: str, rejects: list[Reject], delimiter: str) -> It
     with path.open("rb") as file:
         lines = _lines(file, name, rejects)
         next(lines)
-        waiting: list[tuple[int, str]] = []
-        while True:
-            first = waiting.pop(0) if waiting else next(lines, None)
-            if first is None:
-                return
-            taken, n_characters = [first], len(first[1])
+        waiting: deque[tuple[int, str]] = deque()
+        while first := _next(waiting, lines):
+            taken, n_characters, is_open = [first], len(first[1]), first[1].count('"') % 2 == 1
             while True:
                 try:
-                    record = next(csv.reader([line for _, line in taken], delimiter=delimiter, strict=True), [])
-                    yield first[0], record
+                    yield first[0], next(csv.reader([line for _, line in taken], delimiter=delimiter, strict=True), [])
                     break
                 except csv.Error as error:
-                    more = None
-                    if "end of data" in str(error) and n_characters < MAX_CHARACTERS and len(taken) < 1000:
-                        more = waiting.pop(0) if waiting else next(lines, None)
-                    if more is not None:
-                        taken.append(more)
-                        n_characters += len(more[1])
-                        continue
                     reason = str(error)
-                    if "end of data" in reason:
-                        reason = "a quote opens here and does not close"
-                        n_unclosed += 1
-                    if n_unclosed > _MAX_UNCLOSED:
-                        raise DataError(
-                            f"{name}, line {first[0]}: {reason}, as in {n_unclosed} lines before it"
-                        ) from None
-                    rejects.append(Reject(name, f"line {first[0]}", reason, first[1][:200].rstrip("\r\n")))
-                    waiting = taken[1:] + waiting
-                    break
+                more: tuple[int, str] | None = None
+                while "end of data" in reason and n_characters < MAX_CHARACTERS and (more := _next(waiting, lines)):
+                    taken.append(more)
+                    n_characters += len(more[1])
+                    is_open ^= more[1].count('"') % 2 == 1
+                    if not is_open:  # a field is whole only where its quotes are even
+                        break
+                if more is not None:
+                    continue
+                if "end of data" in reason:
+                    reason = "a quote opens here and does not close"
+                    n_unclosed += 1
+                if n_unclosed > _MAX_UNCLOSED:
+                    raise DataError(f"{name}, line {first[0]}: {reason}, as in {n_unclosed} lines before it")
+                rejects.append(Reject(name, f"line {first[0]}", reason, first[1][:200].rstrip("\r\n")))
+                waiting.extendleft(reversed(taken[1:]))
+                break
+
+
+def _next(waiting: deque[tuple[int, str]], lines: Iterator[tuple[int, str]]) -> tuple[int, str] | None:
+    return waiting.popleft() if waiting else next(lines, None)
 
 
 def _read_lines(path: Path, name: str, rejects: list[Reject]) -> pa.Table:
@@ -216,46 +249,108 @@ def _read_lines(path: Path, name: str, rejects: list[Reject]) -> pa.Table:
         table.validate(full=True)  # the reader takes any bytes for text
     except pa.ArrowInvalid:
         return _read_lines_slowly(path, name, rejects)
-    # the reader takes texts that look like dates for dates
-    if any(pa.types.is_temporal(field.type) for field in table.schema):
-        return _read_lines_slowly(path, name, rejects)
-    return table
+    is_whole = len(table) == _count_lines(path) and all(_is_exact(table[column]) for column in table.column_names)
+    return _numbered(table, range(1, len(table) + 1)) if is_whole else _read_lines_slowly(path, name, rejects)
+
+
+def _count_lines(path: Path) -> int:
+    n_lines, last = 0, b"\n"
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            n_lines += block.count(b"\n")
+            last = block[-1:]
+    return n_lines + (last != b"\n")
+
+
+def _is_exact(column: pa.ChunkedArray) -> bool:
+    """Whether pyarrow has taken the values as they are: it makes dates of texts that look so, and rounds integers that
+    are too large."""
+    if pa.types.is_list(column.type):
+        return _is_exact(pc.list_flatten(column))
+    if pa.types.is_struct(column.type):
+        return all(_is_exact(pc.struct_field(column, place)) for place in range(column.type.num_fields))
+    if pa.types.is_floating(column.type):
+        return not pc.any(pc.greater_equal(pc.abs(column), 2.0**53)).as_py()
+    return not pa.types.is_temporal(column.type)
 
 
 def _read_lines_slowly(path: Path, name: str, rejects: list[Reject]) -> pa.Table:
     """Line by line, for files whose values pyarrow does not take as they are, and to name the lines of faults."""
     rows: list[dict[str, Any]] = []
+    numbers = []
     with path.open("rb") as file:
         for number, line in _lines(file, name, rejects):
+            if not line.strip():
+                continue
+            place, reason = f"line {number}", None
             try:
-                row = json.loads(line.rstrip("\r\n")) if line.strip() else {}
+                row = json.loads(line.rstrip("\r\n"))
+                if not isinstance(row, dict):
+                    reason = f"no JSON object but {type(row).__name__}"
+                elif "\\u" in line:
+                    json.dumps(row, ensure_ascii=False).encode()
             except json.JSONDecodeError as error:
                 place, reason = f"line {number}, column {error.colno}", f"no JSON object: {error.msg}"
-                rejects.append(Reject(name, place, reason, line[:200].rstrip("\r\n")))
-                continue
             except RecursionError:
-                rejects.append(Reject(name, f"line {number}", "JSON nested too deep", line[:200]))
-                continue
-            if isinstance(row, dict):
-                rows += [row] if row else []
+                reason = "JSON nested too deep"
+            except UnicodeEncodeError:
+                reason = "it holds half of a surrogate pair, which is no character"
+            if reason is None:
+                rows.append(row)
+                numbers.append(number)
             else:
-                rejects.append(Reject(name, f"line {number}", f"no JSON object but {type(row).__name__}", line[:200]))
+                rejects.append(Reject(name, place, reason, line[:200].rstrip("\r\n")))
+    names = dict.fromkeys(key for row in rows for key in row)
+    columns = {key: _column([row.get(key) for row in rows], key, numbers, name) for key in names}
+    return _numbered(pa.table(columns) if columns else pa.table({"": pa.nulls(len(rows))}), numbers)
+
+
+def _column(values: list[Any], key: str, numbers: list[int], name: str) -> pa.Array:
+    """Values of one type as they are; numbers among texts as text."""
     try:
-        return pa.Table.from_pylist(rows)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"{name}: a column holds values of several types: {error}") from None
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        nested = [number for number, value in zip(numbers, values, strict=True) if isinstance(value, dict | list)]
+        if nested:
+            raise DataError(
+                f"{name}, line {nested[0]}: {key!r} is a list or an object there and something else in other lines"
+            ) from None
+    is_text = [isinstance(value, str) or value is None or value != value for value in values]  # NaN is not there
+    texts = [value if ready else json.dumps(value) for value, ready in zip(values, is_text, strict=True)]
+    return pa.array(texts, pa.string(), from_pandas=True)
 
 
 def _read_parquet(path: Path, name: str, rejects: list[Reject]) -> pa.Table:
+    most = min(MAX_BYTES, max(_FREE_BYTES, MAX_RATIO * path.stat().st_size))
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            described = file.metadata
-            n_bytes = sum(described.row_group(group).total_byte_size for group in range(described.num_row_groups))
-            if n_bytes > MAX_BYTES or described.num_rows > MAX_ROWS:
-                raise DataError(f"{name} unpacks to {described.num_rows:,} rows of {n_bytes / 1e9:,.1f} GB; split it")
-            return file.read()
-    except (pa.ArrowInvalid, OSError) as error:
+            _refuse_many(file.metadata.num_rows, name)
+            names = file.schema_arrow.names
+            if twice := [column for column in names if names.count(column) > 1]:
+                raise DataError(f"{name}: two columns are named {twice[0]!r}; rename one")
+            batches, n_bytes = [], 0
+            for batch in file.iter_batches():
+                n_bytes += batch.nbytes
+                if n_bytes > most:
+                    raise DataError(f"{name} unpacks to over {most / 1e6:,.0f} MB; split it, or write it as jsonl")
+                batches.append(batch)
+            table = pa.Table.from_batches(batches, file.schema_arrow)
+            table.validate(full=True)
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{name} is no parquet file: {error}") from None
+    return _numbered(table, range(1, len(table) + 1))
+
+
+def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of single values as texts; whole numbers without a point."""
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)  # not a number is not there
+    whole = pa.types.is_floating(column.type) and pc.all(
+        pc.and_(pc.less(pc.abs(column), 2**53), pc.equal(column, pc.floor(column)))
+    )
+    if whole and whole.as_py():
+        column = column.cast(pa.int64())  # 3.0 is the label "3"
+    return column.cast(pa.string())
 
 
 READERS = {

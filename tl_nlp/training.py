@@ -40,7 +40,7 @@ from tl_nlp.rows import fingerprint, hashes, resolved
 from tl_nlp.run import Run
 from tl_nlp.schedule import Plan
 from tl_nlp.steps import Steps, refuse_split_mixup
-from tl_nlp.tables import Reject
+from tl_nlp.tables import Rejects
 from tl_nlp.types import Metrics
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Prepared:
     folder: Path  # of the checkpoint
     tokenizer: Any
     rows: DatasetDict
-    rejects: list[Reject]
+    rejects: Rejects
     encoded: dict[str, Encoded]
     lengths: list[list[int]]  # tokens of the windows of the training rows
     objective: Objective
@@ -99,7 +99,7 @@ def prepare(recipe: Recipe) -> Prepared:
     tokenizer = load_tokenizer(described)
     check_model(recipe, described, tokenizer)
     folder = locate(recipe.checkpoint)
-    rejects: list[Reject] = []
+    rejects = Rejects()
     task, rows = resolved(recipe, rejects)
     # tests too, so that a target that does not fit is told before the training and not after it
     encoded = {split: _encode(rows[split], task, tokenizer, split) for split in rows}
@@ -122,18 +122,18 @@ def checked(prepared: Prepared) -> tuple[list[Finding], Frozen | None]:
     for split, encoded in prepared.encoded.items():
         cut = np.asarray(encoded["cut"][:])
         tokens[split] = np.asarray([sum(windows) for windows in window_lengths(encoded)]) + cut, cut
-    return check(rows, recipe.task, prepared.rejects, tokens, states), frozen
+    return check(rows, recipe.task, prepared.rejects, tokens, states, recipe.data.similarity), frozen
 
 
 def _given(prepared: Prepared, frozen: Frozen | None) -> Given:
     """What baselines are made from; frozen features of each row that they learn from or answer."""
-    rows = prepared.rows
-    learned = sampled(len(rows["train"]), baselines.MAX_ROWS)
+    rows, n_rows = prepared.rows, len(prepared.rows["train"])
+    learned, encoded = sampled(n_rows, baselines.MAX_ROWS), sampled(n_rows, baselines.MAX_FROZEN)
     states = {}
     if frozen is not None:
         for split, theirs in rows.items():
-            states[split] = frozen.of(split, learned if split == "train" else np.arange(len(theirs)))
-    return given(prepared.recipe.task, rows, states, learned)
+            states[split] = frozen.of(split, encoded if split == "train" else np.arange(len(theirs)))
+    return given(prepared.recipe.task, rows, states, learned, encoded)
 
 
 def steps_of(prepared: Prepared, accelerator: Accelerator) -> tuple[Steps, Predictor]:
@@ -306,7 +306,8 @@ def _fit(steps: Steps, predictor: Predictor, prepared: Prepared, run: Run) -> Pr
     def validate() -> Metrics:
         found = gather_object(list(zip(mine, predictor.infer(shard), strict=True)))
         outputs = [output for _, output in sorted(found, key=lambda pair: pair[0])]
-        return task.score(task.decode(outputs, truth, prepared.tokenizer), truth)
+        decided = task.calibrated(outputs, truth)  # a rare label may never reach a threshold that is not fitted
+        return task.score(decided.decode(outputs, truth, prepared.tokenizer), truth)
 
     with features.reading_features(model) if cached else nullcontext():
         progress = fit(steps, validate, task.main_metric, run)
@@ -342,6 +343,11 @@ def _finish(run: Run, prepared: Prepared, known: Given, progress: Progress) -> N
             "main_metric": recipe.task.main_metric,
             "task": recipe.task.kind,
             "splits": splits,
+            "baseline_rows": {
+                name: len(known.frozen_rows) if name == "frozen" else len(known.splits["train"]["id"])
+                for name in answers
+                if name != "scratch"
+            },
             **judged(predictor.task, predictions["test"], answers, references(recipe.task, rows["test"])),
             "train": {
                 "seconds": round(progress.seconds, 1),

@@ -6,6 +6,9 @@ from typing import Any
 COLUMNS = ("id", "text", "target", "pair", "group")
 """The columns of a row that every part knows; a task may read more (`Task.columns`)."""
 
+KEEP_TOGETHER = "keep_together"
+"""Our name for the column that `data.keep_together` names."""
+
 Metrics = dict[str, float]
 """Metric name to value; ROUGE and BLEU are 0-100, everything else is on its natural scale."""
 

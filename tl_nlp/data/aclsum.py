@@ -21,6 +21,7 @@ class Aclsum(Data):
         import pyarrow as pa
 
         from tl_nlp.rows import prepare
+        from tl_nlp.tables import Rejects
 
         folder = package_folder("aclsum", DataError) / "dataset"
         tables = {}
@@ -28,7 +29,7 @@ class Aclsum(Data):
             papers = [json.loads(line) for line in (folder / f"{file}.jsonl").read_text("utf-8").splitlines()]
             rows = [self._row(paper, aspect) for paper in papers for aspect in self.aspects]
             tables[split] = pa.Table.from_pylist(rows)
-        return prepare(tables, self, [] if rejects is None else rejects)
+        return prepare(tables, self, Rejects() if rejects is None else rejects)
 
     @staticmethod
     def _row(paper: dict[str, Any], aspect: str) -> dict[str, Any]:

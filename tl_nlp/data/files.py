@@ -32,15 +32,11 @@ class Files(Data):
 
     def load(self, rejects: Any = None) -> Any:
         from tl_nlp.rows import prepare
-        from tl_nlp.tables import keep_few, read_table
+        from tl_nlp.tables import Rejects, read_table
 
-        rejects = [] if rejects is None else rejects
-
+        rejects = Rejects() if rejects is None else rejects
         paths = {"train": self.path or self.train, "validation": self.validation, "test": self.test, **self.tests}
-        tables = {}
-        for split, path in paths.items():
-            if path is not None:
-                unread: list[Any] = []
-                tables[split] = read_table(self.locate(path), unread)
-                keep_few(unread, len(tables[split]) + len(unread), self.max_rejects, rejects)
-        return prepare(tables, self, rejects)
+        files = {split: self.locate(path) for split, path in paths.items() if path is not None}
+        tables = {split: read_table(file, rejects, numbered=True) for split, file in files.items()}
+        rejects.refuse_many(self.max_rejects)
+        return prepare(tables, self, rejects, {split: str(file) for split, file in files.items()})

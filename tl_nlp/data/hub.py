@@ -22,6 +22,7 @@ class Hub(Data):
         import datasets
 
         from tl_nlp.rows import prepare
+        from tl_nlp.tables import Rejects
 
         wanted = {"train": self.train, "validation": self.validation, "test": self.test, **self.tests}
         tables = {}
@@ -38,7 +39,7 @@ class Hub(Data):
             except (ValueError, OSError, datasets.exceptions.DatasetGenerationError) as error:
                 raise DataError(f"data set {self.name!r}, split {theirs!r}: {str(error).splitlines()[0]}") from None
             tables[split] = named_classes(rows)
-        return prepare(tables, self, [] if rejects is None else rejects)
+        return prepare(tables, self, Rejects() if rejects is None else rejects)
 
 
 def named_classes(rows: Any) -> Any:

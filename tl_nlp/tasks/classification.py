@@ -45,10 +45,16 @@ class Classification(Task):
         known, mend = set(self.labels), "add it to task.labels, or map it with data.values"
         unknown = f"is none of the labels {', '.join(self.labels)}; {mend}"
         return {
-            number: f"{target!r} {unknown}" if target else "its target is empty"
+            number: self._fault(target, unknown)
             for number, target in enumerate(rows["target"])
-            if not target or (known and target not in known)
+            if not isinstance(target, str) or not target.strip() or (known and target not in known)
         }
+
+    @staticmethod
+    def _fault(target: Any, unknown: str) -> str:
+        if isinstance(target, str):
+            return f"{target!r} {unknown}" if target.strip() else "its target is empty"
+        return f"its target is a {type(target).__name__}; task multilabel takes lists of labels, grading traits"
 
     def outputs(self) -> list[str]:
         return list(self.labels)
@@ -74,7 +80,10 @@ class Classification(Task):
     def calibrated(self, outputs: list[np.ndarray], rows: dict[str, list[Any]]) -> "Classification":
         if self.temperature is not None:
             return self
-        fitted = fit_temperature(np.asarray(outputs, float), np.asarray(self.labels_of(rows)))
+        shares, labels = np.asarray(outputs, float), np.asarray(self.labels_of(rows))
+        if (shares.argmax(axis=1) == labels).all():  # then the likelihood only grows as the temperature falls
+            return self.model_copy(update={"temperature": 1.0})
+        fitted = fit_temperature(shares, labels)
         return self.model_copy(update={"temperature": round(fitted, 4)})
 
     def score(self, predictions: list[Prediction], rows: dict[str, list[Any]]) -> Metrics:

@@ -124,8 +124,8 @@ class Grading(Task):
 
     def decode(self, outputs: list[np.ndarray], rows: dict[str, list[Any]], tokenizer: Any) -> list[Prediction]:
         return [
-            Scores(dict(zip(self.traits, (low + np.clip(shares, 0, 1) * (high - low)).tolist(), strict=True)))
-            for shares, (low, high) in zip(outputs, self._scales(rows), strict=True)
+            Scores(dict(zip(self.traits, np.clip(low + shares * (high - low), low, high).tolist(), strict=True)))
+            for shares, (low, high) in zip(np.asarray(outputs, float), self._scales(rows), strict=True)
         ]
 
     def score(self, predictions: list[Prediction], rows: dict[str, list[Any]]) -> Metrics:
