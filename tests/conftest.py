@@ -15,6 +15,7 @@ import pytest
 
 os.environ.update(HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False", TRANSFORMERS_VERBOSITY="error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two processes of tests share two cores, and threads that wait spin
 
 from tl_nlp import Checkpoint, Recipe, Run, Training
 from tl_nlp.cli import main

@@ -93,8 +93,8 @@ def test_what_a_fresh_process_loads_is_what_was_trained(
     after = json.loads(output.read_text())
     for folder, (trained, load_in) in before.items():
         ours, plain = after[folder]
-        # kernels in half precision round otherwise in another process
-        tolerance = {"float32": 1e-4, "int8": 1e-2, "nf4": 1e-2}.get(load_in, 5e-2)
+        # kernels in half precision round otherwise in another process, and products of nf4 are in bfloat16
+        tolerance = {"float32": 1e-4, "int8": 1e-2}.get(load_in, 5e-2)
         assert ours == pytest.approx(trained, abs=tolerance), (folder, load_in)
         assert plain == pytest.approx(trained, abs=tolerance, rel=tolerance), (folder, load_in)
 

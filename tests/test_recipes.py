@@ -65,6 +65,8 @@ def test_a_recipe_runs(
     assert results["main_metric"] in results["splits"]["test"]["metrics"]
     if path.stem == "grading":
         assert set(results["splits"]) == {"test", "test_unseen"}
+        assert set(results["splits"]["test_unseen"]["baselines"]) == set(results["baselines"])
+        assert results["splits"]["test_unseen"]["verdict"].split()[0] in ("better", "worse", "undecided")
 
 
 def test_the_short_answers_are_what_their_page_says() -> None:

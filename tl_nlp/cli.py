@@ -142,6 +142,9 @@ def _train(arguments: argparse.Namespace) -> None:
         for split, metrics in results.get(kind, {}).get("splits", {}).items():
             spread = "  ".join(f"{name} {one['mean']:.4g} ± {one['sd']:.2g}" for name, one in metrics.items())
             print(f"{split}  mean ± sd of {results[kind]['n']} {kind}  {spread}")
+    for split, scores in results["splits"].items():
+        if "verdict" in scores:
+            print(f"{split}  {scores['verdict']}")
     if "verdict" in results:
         print(results["verdict"])
     if results.get("negative_transfer"):

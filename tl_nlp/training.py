@@ -326,17 +326,23 @@ def _finish(run: Run, prepared: Prepared, known: Given, progress: Progress) -> N
     """Scores the artifact and the baselines on every test split, the artifact from disk, and writes results.json."""
     recipe, rows = prepared.recipe, prepared.rows
     predictor = Predictor.load(run)
-    splits, predictions = {}, {}
-    for split in [name for name in rows if name not in ("train", "validation")]:
-        theirs = references(recipe.task, rows[split])
-        predictions[split] = predictor.predict(rows[split])
-        splits[split] = score(predictor.task, predictions[split], theirs)
+    tests = [split for split in rows if split not in ("train", "validation")]
+    truth = {split: references(recipe.task, rows[split]) for split in tests}
+    predictions = {split: predictor.predict(rows[split]) for split in truth}
+    splits = {split: score(predictor.task, predictions[split], theirs) for split, theirs in truth.items()}
+    for split, theirs in truth.items():
         write_predictions(run.predictions_file(split), theirs, predictions[split])
-    answers = {name: made["test"] for name, made in baselines.answers(known)}
+    made = dict(baselines.answers(known))
+    answers = {split: {name: theirs[split] for name, theirs in made.items()} for split in truth}
     if recipe.training.scratch:
-        answers["scratch"] = read_predictions(run.scratch().predictions_file("test"), recipe.task)[0]
-    for name, made in answers.items():
-        write_predictions(run.predictions_file("test", name), references(recipe.task, rows["test"]), made)
+        answers["test"]["scratch"] = read_predictions(run.scratch().predictions_file("test"), recipe.task)[0]
+    for name, given_answers in answers["test"].items():
+        write_predictions(run.predictions_file("test", name), truth["test"], given_answers)
+    verdicts = {
+        split: judged(predictor.task, predictions[split], answers[split], theirs) for split, theirs in truth.items()
+    }
+    for split in truth.keys() - {"test"}:
+        splits[split] |= verdicts[split]
     run.write_results(
         {
             "format": 1,
@@ -344,11 +350,9 @@ def _finish(run: Run, prepared: Prepared, known: Given, progress: Progress) -> N
             "task": recipe.task.kind,
             "splits": splits,
             "baseline_rows": {
-                name: len(known.frozen_rows) if name == "frozen" else len(known.splits["train"]["id"])
-                for name in answers
-                if name != "scratch"
+                name: len(known.frozen_rows) if name == "frozen" else len(known.splits["train"]["id"]) for name in made
             },
-            **judged(predictor.task, predictions["test"], answers, references(recipe.task, rows["test"])),
+            **verdicts["test"],
             "train": {
                 "seconds": round(progress.seconds, 1),
                 "examples_per_second": round(progress.rows / max(progress.seconds, 1e-9), 1),
