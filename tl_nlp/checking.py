@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tl_nlp.recipe import Task
 
 SAMPLE = 5000  # rows that the slower looks take
-GLANCE = 300_000  # tokens of these rows that frozen features are computed of, so that long texts cost no more
+GLANCE = 125_000  # tokens of these rows that frozen features are computed of, so that long texts cost no more
 _EXAMPLES = 20  # ids that a finding shows
 _FEW_ROWS = 10  # of a label in training, below which it can hardly be learned
 _RARE = 0.1  # of the commonest label's rows
