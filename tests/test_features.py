@@ -2,23 +2,28 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import tiny_recipe
+from conftest import tiny_recipe, write_jsonl
 from safetensors.torch import load_file
 
 from tl_nlp import features, train
+from tl_nlp.batches import window_lengths
 from tl_nlp.model import load_model
 from tl_nlp.pretrained import load_tokenizer
 from tl_nlp.training import _encode
 
 
 @pytest.mark.parametrize("task", ["classification", "highlights"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("pooling", ["checkpoint", "mean"])
 def test_a_head_trained_on_cached_features_is_the_same_head(
-    task: str, pooling: str, tiny_bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+    task: str, pooling: str, dropout: float, tiny_bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = tiny_recipe(tiny_bert, reviews, task, method="head").override("training.epochs=3", "training.dropout=0.1")
+    recipe = tiny_recipe(tiny_bert, reviews, task, method="head").override(
+        "training.epochs=3", f"training.dropout={dropout}"
+    )
     if task == "classification":  # windows of 16 tokens: many rows have several, of unequal lengths
         recipe = recipe.override(f"task.pooling={pooling}", "task.max_length=16")
     elif pooling == "mean":
@@ -46,6 +51,12 @@ def test_only_what_the_head_reads_is_kept(tiny_bert: Path, reviews: Path) -> Non
         computed = features.compute(model, encoded, 0, "float32", "features")
         for windows, lengths in zip(computed.columns["features"], computed.lengths, strict=True):
             assert [len(window) for window in windows] == ([1] * len(lengths) if first_only else lengths)
+        if not first_only:
+            means = features.compute(model, encoded, 0, "float32", "features", means=True)
+            for windows, all_states in zip(means.columns["features"], computed.columns["features"], strict=True):
+                assert [len(window) for window in windows] == [1] * len(windows)
+                for window, states in zip(windows, all_states, strict=True):
+                    np.testing.assert_allclose(window[0], states.mean(axis=0), atol=1e-5)
 
 
 def test_what_learns_below_the_head_is_not_cached(tiny_bert: Path, tiny_t5: Path, reviews: Path) -> None:
@@ -58,3 +69,25 @@ def test_what_learns_below_the_head_is_not_cached(tiny_bert: Path, tiny_t5: Path
     assert not features.is_cacheable(model, {"classifier.weight", "bert.encoder.layer.1.output.dense.bias"}, [encoded])
     lora = load_model(resolved.override("method=lora"), tiny_bert)
     assert not features.is_cacheable(lora, set(), [encoded])
+
+
+def test_a_glance_reads_no_more_tokens_than_it_may(tiny_bert: Path, tmp_path: Path) -> None:
+    """Short texts whole, of the long ones beginnings of one length; what was computed whole is not computed again."""
+    rows = [{"text": " ".join(["film"] * (4 if n % 2 else 60)), "target": "xy"[n % 2]} for n in range(40)]
+    rows = [{**row, "text": f"{row['text']} {n}"} for n, row in enumerate(rows)]
+    task = {"kind": "classification", "labels": ["x", "y"], "max_length": 32}
+    recipe = tiny_recipe(tiny_bert, write_jsonl(tmp_path / "rows.jsonl", rows), task).override("data.similarity=1")
+    data = recipe.data.load()["train"]
+    encoded = _encode(data, recipe.task, load_tokenizer(tiny_bert), "train")
+    lengths = np.asarray([sum(windows) for windows in window_lengths(encoded)])
+    model = load_model(recipe, tiny_bert)
+    everything = features.embeddings(model, encoded, 0, "float32", "features")
+    whole = features.Frozen(model, {"train": encoded}, 0, "float32")
+    places = np.arange(len(data))
+    np.testing.assert_allclose(whole.glance("train", places, int(lengths.sum())), everything, atol=1e-5)
+    few = features.Frozen(model, {"train": encoded}, 0, "float32")
+    some = few.glance("train", places, int(lengths.sum() * 0.6))
+    is_short = lengths < 20
+    np.testing.assert_allclose(some[is_short], everything[is_short], atol=1e-5)
+    assert np.abs(some[~is_short] - everything[~is_short]).max(axis=1).min() > 1e-4
+    np.testing.assert_allclose(few.of("train", places), everything, atol=1e-5)

@@ -35,6 +35,7 @@ def _method(kind: str, field: str, value: Any, *setup: str, task: str = "classif
 
 
 DROPOUT = "training.dropout=0.1"
+GRADES = 'data.values={"negative": "1", "positive": "3"}'
 CASES = dict(
     [
         _training("seeds", 2, seen="studies"),
@@ -65,6 +66,7 @@ CASES = dict(
         _training("augmentation.word_replacement", 0.3),
         _training("augmentation.token_cutoff", 0.3),
         _training("augmentation.mixup", 0.5),
+        ("training.ranking", Case("training.ranking=1", (GRADES,), "weights", "grading")),
         _training("max_grad_norm", 0.01),
         _training("precision", "bfloat16"),
         _training("gradient_checkpointing", "true", seen="passes through a block"),

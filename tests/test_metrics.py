@@ -35,7 +35,8 @@ def test_grades_equal_scipy_and_scikit_learn() -> None:
     r = DRAW.integers(0, 6, 300).astype(float)
     p = np.clip(r + DRAW.normal(0, 1, 300), 0, 5)
     groups = DRAW.choice(["x", "y"], 300)
-    scores = ScoreMetrics().compute(references=r, predictions=p, groups=groups, lows=np.zeros(300), step=1.0)
+    scores = ScoreMetrics().compute(references=r, predictions=p, groups=groups, lows=np.zeros(300), step=1.0, grades=p)
+    inside = [groups == name for name in ("x", "y")]
     in_group = [
         cohen_kappa_score(r[groups == name], np.rint(p[groups == name]), weights="quadratic") for name in ("x", "y")
     ]
@@ -45,6 +46,10 @@ def test_grades_equal_scipy_and_scikit_learn() -> None:
         "rmse": pytest.approx(root_mean_squared_error(r, p)),
         "qwk": pytest.approx(np.mean(in_group)),
         "qwk_pooled": pytest.approx(cohen_kappa_score(r, np.rint(p), weights="quadratic")),
+        "mean_pearson": pytest.approx(np.mean([pearsonr(r[one], p[one]).statistic for one in inside])),
+        "smd": pytest.approx((p.mean() - r.mean()) / r.std()),
+        "exact_agreement": pytest.approx(accuracy_score(r, np.rint(p))),
+        "adjacent_agreement": pytest.approx(np.mean(np.abs(r - np.rint(p)) <= 1)),
     }
 
 

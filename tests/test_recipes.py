@@ -38,6 +38,12 @@ def test_a_recipe_runs(
     rows = write_jsonl(tmp_path / "rows.jsonl", [{**row, "summary": "the film"} for row in review_rows(60)])
     if path.stem == "classification":
         words += [f"data.path={rows}"]
+    elif path.stem.startswith("essays"):
+        grades = {"negative": 1, "positive": 3}
+        graded = [{**row, "target": grades[row["target"]]} for row in review_rows(60)]
+        words += [f"data.path={write_jsonl(tmp_path / 'essays.jsonl', graded)}", "task.max_length=64"]
+        if path.stem == "essays_modernbert":
+            words += [f"checkpoint={tiny_bert}"]
     elif path.stem == "sentiment_bert":
         folder = tmp_path / "hub"
         folder.mkdir()
@@ -63,7 +69,7 @@ def test_a_recipe_runs(
     assert folder.parent.parent == own_runs
     results = json.loads((folder / "results.json").read_text())
     assert results["main_metric"] in results["splits"]["test"]["metrics"]
-    if path.stem == "grading":
+    if path.stem == "short_answers":
         assert set(results["splits"]) == {"test", "test_unseen"}
         assert set(results["splits"]["test_unseen"]["baselines"]) == set(results["baselines"])
         assert results["splits"]["test_unseen"]["verdict"].split()[0] in ("better", "worse", "undecided")

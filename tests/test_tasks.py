@@ -69,10 +69,13 @@ def test_grading_on_one_scale(bert) -> None:
     assert (task.low, task.high) == (1, 5)
     assert task.encode(rows(target=["1", "3", "5"]), bert)["labels"] == [[0.0], [0.5], [1.0]]
     predictions = task.decode([np.array([0.5]), np.array([7.0])], rows(target=["1", "1"]), bert)
-    assert predictions == [Scores({"score": 3.0}), Scores({"score": 5.0})]
+    assert predictions == [Scores({"score": 3.0}, {"score": 3.0}), Scores({"score": 5.0}, {"score": 5.0})]
     scores = task.score(predictions, rows(target=["3", "4"]))
     assert scores["rmse"] == pytest.approx(0.5**0.5)
-    assert {"qwk", "qwk_pooled", "pearson", "spearman", "rmse"} == set(scores)
+    assert set(scores) == {
+        "qwk", "qwk_pooled", "pearson", "mean_pearson", "spearman", "rmse", "smd",
+        "exact_agreement", "adjacent_agreement",
+    }  # fmt: skip
     with pytest.raises(DataError, match="row r0: the grade 9 is outside the scale 1 to 5"):
         task.encode(rows(target=["9"]), bert)
     with pytest.raises(DataError, match="row r0: the grade 'B' is no number"):
@@ -95,7 +98,7 @@ def test_grading_with_a_scale_in_each_row_and_several_traits(bert) -> None:
     assert np.isnan(labels[1][0])
     assert labels[1][1] == 1.0
     predictions = task.decode([np.array([0.25, 1.0]), np.array([0.0, 0.9])], given, bert)
-    assert predictions[1] == Scores({"style": 0.0, "content": 9.0})
+    assert predictions[1] == Scores({"style": 0.0, "content": 9.0}, {"style": 0.0, "content": 9.0})
     scores = task.score(predictions, given)
     assert scores["rmse_style"] == 0
     assert scores["rmse"] == pytest.approx(scores["rmse_content"] / 2)

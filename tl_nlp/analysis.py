@@ -51,7 +51,32 @@ def analyse(task: Task, predictions: list[Prediction], rows: Rows) -> dict[str, 
         sure = np.maximum(shares, 1 - shares).ravel()
         found["calibration"] = _calibration(sure, ((shares >= 0.5) == truth).ravel())
         found["calibration"]["brier"] = brier(shares, truth) / len(labels)
+    elif task.head == "regress":
+        found |= _work_saved(task, predictions, rows)
     return found
+
+
+def _work_saved(task: Task, predictions: list[Prediction], rows: Rows) -> dict[str, Any]:
+    """work: what share of the texts no teacher need read, and how far their grades agree with the teacher's; and the
+    same for other shares, the surest first. {} where validation has not told which these are."""
+    made = [one for one in predictions if isinstance(one, Scores) and one.unsure is not None and one.margins]
+    if len(made) < len(predictions) or not made:
+        return {}
+    spread = [high - low for low, high in task.scales_of(rows)]  # type: ignore[attr-defined]
+    errors = np.asarray([max((one.margins or {}).values()) / of for one, of in zip(made, spread, strict=True)])
+    order = np.argsort(errors, kind="stable")
+
+    def agreement(places: np.ndarray) -> dict[str, float]:
+        theirs = {column: [values[place] for place in places] for column, values in rows.items()}
+        qwk = task.score([predictions[place] for place in places], theirs)["qwk"]
+        return intervals({"qwk": qwk}, len(places), clusters(theirs))["qwk"]
+
+    sure = np.flatnonzero([not one.unsure for one in made])
+    counts = [round(share * len(made)) for share in np.linspace(0.1, 1, 10)]
+    curve = [{"share": n / len(made), **agreement(order[:n])} for n in counts if n >= _SMALLEST_SLICE]
+    share = len(sure) / len(made)
+    own = agreement(sure) if len(sure) >= _SMALLEST_SLICE else None
+    return {"work": {"level": task.agreement, "share": share, "qwk": own, "curve": curve}}  # type: ignore[attr-defined]
 
 
 def _classes(labels: list[str], truth: np.ndarray, answers: np.ndarray) -> dict[str, dict[str, float]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_nlp.errors import CheckpointError
-from tl_nlp.heads import HEADS
+from tl_nlp.heads import head_of
 from tl_nlp.model import load_base, quantization_options, unquantized
 from tl_nlp.pretrained import checked, find, load_tokenizer
 from tl_nlp.recipe import Checkpoint, Recipe
@@ -78,6 +78,8 @@ def _readme(recipe: Recipe, skip: list[str]) -> str:
         note = f" Its probabilities are the softmax of the logits divided by {temperature}."
     elif recipe.task.head == "multilabel":
         note = " A label is given from its threshold on, which recipe.json has."
+    elif recipe.task.head_kind == "ordinal":
+        note = " A grade is a share of its scale: the mean over its logits of the products of the sigmoids up to each."
     if "CHECKPOINT" in lines:
         name = recipe.checkpoint.name
         note += f" CHECKPOINT is the folder of {name if name.startswith('package:') else 'what it was trained on'}."
@@ -90,7 +92,7 @@ def _readme(recipe: Recipe, skip: list[str]) -> str:
 
 
 def _loading(recipe: Recipe, skip: list[str]) -> str:
-    auto_class = HEADS[recipe.task.head](**recipe.task.head_settings()).auto_class
+    auto_class = head_of(recipe.task).auto_class
     tokenizer = 'tokenizer = AutoTokenizer.from_pretrained(".")'
     if recipe.method.opens_with == "tl_nlp":
         return 'from tl_nlp import Predictor\n\npredictor = Predictor.load(".")'

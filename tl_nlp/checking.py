@@ -20,9 +20,9 @@ from tl_nlp.doubts import doubtful_grades, doubtful_labels, first_of
 from tl_nlp.duplicates import SIMILARITY, plain
 from tl_nlp.personal import personal_data
 from tl_nlp.rows import columns_of
-from tl_nlp.splits import split_blocks
+from tl_nlp.splits import twins_of
 from tl_nlp.tables import Reject
-from tl_nlp.types import COLUMNS, KEEP_TOGETHER
+from tl_nlp.types import COLUMNS, KEEP_TOGETHER, TWINS
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tl_nlp.recipe import Task
 
 SAMPLE = 5000  # rows that the slower looks take
-GLANCE = 125_000  # tokens of these rows that frozen features are computed of, so that long texts cost no more
+GLANCE = 75_000  # tokens of these rows that a check by itself computes frozen features of
 _EXAMPLES = 20  # ids that a finding shows
 _FEW_ROWS = 10  # of a label in training, below which it can hardly be learned
 _RARE = 0.1  # of the commonest label's rows
@@ -178,7 +178,7 @@ def _cut(tokens: dict[str, tuple[np.ndarray, np.ndarray]], rows: DatasetDict) ->
 
 def _doubles(rows: DatasetDict, similarity: float) -> list[Finding]:
     """Rows that are equal or nearly equal, within splits and between them, and those of them with unlike labels."""
-    parts = split_blocks(rows, similarity)
+    parts = {split: np.asarray(theirs[TWINS]) for split, theirs in twins_of(rows, similarity).items()}
     found = []
     for split, blocks in parts.items():
         first = np.unique(blocks, return_index=True)[1]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from tl_nlp.checking import spellings
 from tl_nlp.duplicates import SIMILARITY
 from tl_nlp.personal import masked
-from tl_nlp.splits import split_blocks
+from tl_nlp.splits import blocks_of, twins_of
 from tl_nlp.tables import write_rows
-from tl_nlp.types import COLUMNS, KEEP_TOGETHER
+from tl_nlp.types import COLUMNS, KEEP_TOGETHER, TWINS
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -23,8 +23,8 @@ def write_cleaned(rows: DatasetDict, task: Task, folder: Path, similarity: float
     """Writes each split to `folder`/SPLIT.jsonl under our column names: without rejects, duplicates and rows that a
     split scored later has too or shares a value of keep_together with; labels that differ by case or spaces made one;
     personal data masked. Returns how many rows each file has."""
-    parts = split_blocks(rows, similarity)
-    shared = split_blocks(rows, similarity, ("text", "pair", KEEP_TOGETHER))
+    rows = twins_of(rows, similarity)
+    shared = blocks_of(rows)
     columns = (*COLUMNS, *task.columns, KEEP_TOGETHER)
     is_labelled = task.head == "classify"
     counts = Counter(target for split in rows.values() for target in split["target"]) if is_labelled else Counter()
@@ -34,10 +34,10 @@ def write_cleaned(rows: DatasetDict, task: Task, folder: Path, similarity: float
     taken: set[int] = set()
     for split in reversed(list(rows)):  # a row stays in the split that is scored
         kept, here = [], set()
-        for row, number, block in zip(rows[split], parts[split].tolist(), shared[split].tolist(), strict=True):
-            if number in here or block in taken:
+        for row, block in zip(rows[split], shared[split].tolist(), strict=True):
+            if row[TWINS] in here or block in taken:
                 continue
-            here.add(number)
+            here.add(row[TWINS])
             row = {name: row[name] for name in columns if row.get(name) is not None}
             row |= {name: masked(row[name]) for name in ("text", "pair") if name in row}
             if isinstance(row.get("target"), str):

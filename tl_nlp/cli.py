@@ -174,12 +174,12 @@ def _check(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe, *arguments.overrides, "data.overlap=keep", "data.max_rejects=0.99")
     from dataclasses import asdict
 
-    from tl_nlp.checking import label_counts
+    from tl_nlp.checking import GLANCE, label_counts
     from tl_nlp.cleaning import write_cleaned
     from tl_nlp.training import checked, prepare
 
     prepared = prepare(recipe)
-    findings, _ = checked(prepared)
+    findings, _ = checked(prepared, GLANCE)
     if arguments.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2, ensure_ascii=False))
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tl_nlp.components import find_kind, kinds
 
 if TYPE_CHECKING:
-    from tl_nlp.recipe import Recipe
+    from tl_nlp.recipe import Recipe, Training
 
 
 def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
@@ -18,7 +18,7 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
     task, method, training = recipe.task, recipe.method, recipe.training
     tasks: dict[str, Any] = {kind: find_kind("tasks", kind) for kind in kinds("tasks")}
     methods: dict[str, Any] = {kind: find_kind("methods", kind)() for kind in kinds("methods")}
-    load_in, augmentation = recipe.checkpoint.load_in, training.augmentation
+    load_in = recipe.checkpoint.load_in
     fit = [kind for kind, other in methods.items() if task.head in other.heads and load_in in other.loads_in]
     fitting = f"methods that fit: {', '.join(fit)}"
     yield "method", task.head not in method.heads, f"{method.kind} does not go with task {task.kind}; {fitting}"
@@ -100,11 +100,19 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
         "training.ema is an average already; one of the two",
     )
     size = training.device_batch_size
-    yield (
-        "training.augmentation.mixup",
-        augmentation.mixup > 0 and isinstance(size, int) and size < training.batch_size,
-        f"mixes the rows of a step, which must be in one pass; training.device_batch_size={training.batch_size}",
-    )
+    for key, verb in needs_whole_steps(training).items():
+        is_split = isinstance(size, int) and size < training.batch_size
+        one = f"{verb} the rows of a step, which must be in one pass; training.device_batch_size={training.batch_size}"
+        yield key, is_split, one
+
+
+def needs_whole_steps(training: Training) -> dict[str, str]:
+    """The keys whose loss is of all rows of a step together, each with what it does to them."""
+    asked = {
+        "training.augmentation.mixup": ("mixes", training.augmentation.mixup),
+        "training.ranking": ("orders", training.ranking),
+    }
+    return {key: verb for key, (verb, weight) in asked.items() if weight}
 
 
 _LOSSES = {
@@ -115,6 +123,7 @@ _LOSSES = {
     "augmentation.word_dropout": ("classify", "multilabel", "regress", "generate"),
     "augmentation.word_swap": ("classify", "multilabel", "regress", "generate"),
     "augmentation.word_replacement": ("classify", "multilabel", "regress", "generate"),
+    "ranking": ("regress",),
     "augmentation.mixup": ("classify", "multilabel", "regress"),
 }
 """Keys of `Training` that not every head takes."""

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SIMILARITY = 0.8  # Jaccard, of the sets of words and pairs of neighbouring words; one word changed in 14 is at it
-_N_BANDS, _BAND = 25, 5  # a pair at 0.8 meets in a band with probability 0.9999, one at 0.3 with 0.06
+_N_BANDS, _BAND = 21, 6  # a pair at 0.8 meets in a band with probability 0.998, one at 0.4 with 0.08
 _CHUNK = 10_000  # texts
+_PAIRS = 50_000
 
 
 def groups(texts: list[str], kind: np.ndarray | None = None, similarity: float = SIMILARITY) -> np.ndarray:
@@ -28,8 +29,8 @@ def groups(texts: list[str], kind: np.ndarray | None = None, similarity: float =
     kind = np.zeros(len(texts), np.int64) if kind is None else kind
     one, other = candidates(texts, kind)
     alike = np.zeros(len(one), bool)
-    for start in range(0, len(one), _CHUNK):
-        place = slice(start, start + _CHUNK)
+    for start in range(0, len(one), _PAIRS):
+        place = slice(start, start + _PAIRS)
         alike[place] = _similarity(texts, one[place], other[place]) >= similarity
     edges = coo_array((np.ones(alike.sum()), (one[alike], other[alike])), shape=(len(texts),) * 2)
     return connected_components(edges, directed=False)[1].astype(np.int64)
@@ -101,11 +102,21 @@ def plain(texts: Sequence[str]) -> pa.Array:
     import pyarrow.compute as pc
 
     column = pc.utf8_lower(pa.array(texts, pa.large_string()))
-    words = pc.replace_substring_regex(column, r"<[a-z/][^<>]{0,200}>", " ")
+    words = _replaced(column, pc.match_substring(column, "<"), r"<[a-z/][^<>]{0,200}>", " ")
     words = pc.replace_substring_regex(words, r"[^\pL\pM\pN_]+", " ")
-    words = pc.replace_substring_regex(words, r"(\p{Han}|\p{Hiragana}|\p{Katakana}|\p{Thai})", r" \1 ")
-    words = pc.utf8_trim_whitespace(pc.replace_substring_regex(words, " +", " "))
+    is_foreign = pc.invert(pc.string_is_ascii(words))
+    words = _replaced(words, is_foreign, r" *(\p{Han}|\p{Hiragana}|\p{Katakana}|\p{Thai}) *", r" \1 ")
+    words = pc.utf8_trim_whitespace(_replaced(words, is_foreign, " +", " "))
     return pc.if_else(pc.equal(words, ""), pc.replace_substring_regex(column, r"\s+", ""), words)
+
+
+def _replaced(texts: pa.Array, where: pa.Array, pattern: str, replacement: str) -> pa.Array:
+    """With the pattern replaced in the texts that may hold it, which are few."""
+    import pyarrow.compute as pc
+
+    if not pc.any(where).as_py():
+        return texts
+    return pc.replace_with_mask(texts, where, pc.replace_substring_regex(texts.filter(where), pattern, replacement))
 
 
 def _similarity(texts: list[str], one: np.ndarray, other: np.ndarray) -> np.ndarray:

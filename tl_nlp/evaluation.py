@@ -185,6 +185,7 @@ def read_predictions(path: Path, task: Task) -> tuple[list[Prediction], Rows]:
         table["target"] = target
     shares = table.pop("probabilities", None)
     chosen = table.pop("predicted_sentences", None)
+    scored = [table.pop(name, None) for name in ("grades", "margins", "unsure")]
     made: list[Prediction] = []
     for place, value in enumerate(given):
         if task.head == "classify":
@@ -192,7 +193,7 @@ def read_predictions(path: Path, task: Task) -> tuple[list[Prediction], Rows]:
         elif task.head == "multilabel":
             made.append(Labels(value, shares[place]))
         elif task.head == "regress":
-            made.append(Scores(value))
+            made.append(Scores(value, *(more[place] if more else None for more in scored)))
         else:
             made.append(Text(value, chosen[place] if chosen else None))
     return made, table

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
 from tl_nlp.families import head_modules, in_head
 from tl_nlp.hardware import autocast
+from tl_nlp.heads import Head
 
 MAX_BYTES = 2 * 10**9  # of features in memory; beyond, the backbone runs every epoch
 
@@ -35,7 +36,7 @@ class Features:
         return {name: [values[index] for index in indices] for name, values in self.columns.items()}
 
 
-def is_cacheable(model: Any, learning: set[str], rows: list[Encoded]) -> bool:
+def is_cacheable(model: Any, learning: set[str], rows: list[Encoded], means: bool = False) -> bool:
     """Whether only the head of an encoder learns, and the states it reads fit in `MAX_BYTES`."""
     if hasattr(model, "peft_config") or model.config.is_encoder_decoder or not head_modules(model):
         return False
@@ -45,21 +46,26 @@ def is_cacheable(model: Any, learning: set[str], rows: list[Encoded]) -> bool:
         return False
     first_only = _reads_first_only(model)
     lengths = [windows for encoded in rows for windows in window_lengths(encoded)]
-    n_states = sum(len(windows) if first_only else sum(windows) for windows in lengths)
+    n_states = sum(len(windows) if first_only or means else sum(windows) for windows in lengths)
     return n_states * model.config.hidden_size * 4 <= MAX_BYTES
 
 
-def compute(model: Any, encoded: Encoded, pad_id: int, precision: str, description: str) -> Features:
+def compute(
+    model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, means: bool = False
+) -> Features:
     """The last states of the backbone in eval mode, as float32 of shape (positions, hidden) for each window.
 
-    Where the head reads only a window's first state, as BERT's does, only that one is kept.
+    Where the head reads only a window's first state, as BERT's does, only that one is kept; where it reads only their
+    mean, that.
     """
     lengths = window_lengths(encoded)
     first_only = _reads_first_only(model)
     windows_of: list[list[np.ndarray]] = [[] for _ in lengths]
     for rows, states, mask in _states(model, encoded, pad_id, precision, description):
+        if means:
+            states = (states * mask[:, :, None]).sum(axis=1, keepdims=True) / mask.sum(axis=1)[:, None, None]
         for row, window, n_tokens in zip(rows, states, mask.sum(axis=1), strict=True):
-            windows_of[row].append(window[: 1 if first_only else n_tokens].copy())
+            windows_of[row].append(window[: 1 if first_only or means else n_tokens].copy())
     columns = {name: encoded[name][:] for name in encoded.column_names if name in ("labels", "sentence_ids")}
     return Features({"features": windows_of, "lengths": lengths, **columns}, lengths)
 
@@ -139,6 +145,12 @@ def _states(
             states = model.base_model(**inputs).last_hidden_state.float().cpu().numpy()
             yield np.asarray(rows)[batch["rows"].cpu().numpy()], states, batch["attention_mask"].cpu().numpy()
             bar.update(len(rows))
+
+
+def reads_means(model: Any, head: Head) -> bool:
+    """Whether each window's mean state tells the head as much as all its states: not where dropout draws for each."""
+    between = (part for part in model.children() if isinstance(part, nn.Dropout))
+    return head.reads_means and not any(part.p for part in between)
 
 
 def _reads_first_only(model: Any) -> bool:

@@ -34,6 +34,7 @@ class Objective:
     focal_gamma: float = 0.0
     weights: Tensor | None = None  # of each output, shape (outputs,)
     log_priors: Tensor | None = None  # tau times the log of each label's share, shape (outputs,)
+    ranking: float = 0.0
 
     @classmethod
     def of(cls, training: Training, outputs: list[str], encoded: Any) -> Objective:
@@ -60,7 +61,7 @@ class Objective:
                 weights = balanced
             if training.logit_adjustment:
                 log_priors = training.logit_adjustment * (counts / n_rows).log()
-        return cls(training.label_smoothing, training.focal_gamma, weights, log_priors)
+        return cls(training.label_smoothing, training.focal_gamma, weights, log_priors, training.ranking)
 
     def to(self, device: Any) -> Objective:
         moved = {name: getattr(self, name) for name in ("weights", "log_priors")}
@@ -75,6 +76,8 @@ class Head:
 
     auto_class: str
     """The class of transformers that the model is loaded with."""
+    reads_means = False
+    """Whether it reads no more of a window's states than their mean, so that this one stands for all."""
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
         """What the loss and the inference are computed from, the first dimension being the examples."""
@@ -121,7 +124,7 @@ class Pooled(Head):
     """
 
     def __init__(self, pooling: str = "checkpoint"):
-        self.by_token = pooling == "mean"
+        self.by_token = self.reads_means = pooling == "mean"
         self.auto_class = f"AutoModelFor{'Token' if self.by_token else 'Sequence'}Classification"
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
@@ -129,7 +132,10 @@ class Pooled(Head):
         mask, rows = batch["attention_mask"], batch["rows"]
         logits = _forward(model, batch)
         if self.by_token:
-            logits, rows, weights = logits.flatten(0, 1), rows.repeat_interleave(mask.shape[1]), mask.flatten()
+            # a window counts by its tokens, also where fewer states stand for them
+            share = batch["lengths"] / mask.sum(1) if "inputs_embeds" in batch else torch.ones_like(rows)
+            weights = (mask * share.unsqueeze(1)).flatten()
+            logits, rows = logits.flatten(0, 1), rows.repeat_interleave(mask.shape[1])
         else:
             weights = batch["lengths"]
         return pool(logits, rows, weights, int(batch["n_rows"]))
@@ -187,18 +193,75 @@ class Multilabel(Pooled):
 
 
 class Regress(Pooled):
-    """Squared error of each output; labels of shape (examples, outputs), NaN where there is none. Infers the logits."""
+    """Squared error of each output; labels of shape (examples, outputs), NaN where there is none. Infers the logits.
+
+    `loss` "huber" grows by the distance alone beyond `_HUBER` (Huber 1964), so that odd grades pull less.
+    """
+
+    def __init__(self, pooling: str = "checkpoint", loss: str = "squared"):
+        super().__init__(pooling)
+        self.is_huber = loss == "huber"
 
     def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
         labels = batch["labels"]
         known = ~labels.isnan()
-        return (logits[known] - labels[known]).square().sum(), known.sum()
+        if self.is_huber:
+            losses = 2 * functional.huber_loss(logits[known], labels[known], delta=_HUBER, reduction="sum")
+        else:
+            losses = (logits[known] - labels[known]).square().sum()
+        return losses + objective.ranking * _listwise(self.shares(logits), labels), known.sum()
+
+    def shares(self, logits: Tensor) -> Tensor:
+        """Grades as shares of the scale, of shape (examples, traits)."""
+        return logits
 
     def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        return (one - other)[~batch["labels"].isnan()].square().sum()
+        return (self.shares(one) - self.shares(other))[~batch["labels"].isnan()].square().sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
-        return list(self.logits(model, batch).cpu().numpy())
+        return list(self.shares(self.logits(model, batch)).cpu().numpy())
+
+
+_HUBER = 0.1  # of the scale
+_SHARPNESS = 0.1  # of the scale: grades that far apart are clearly of another rank
+
+
+def _listwise(scores: Tensor, labels: Tensor) -> Tensor:
+    """How far the order of a step's scores is from that of its labels: the cross-entropy of the softmax over the rows
+    (ListNet, Cao et al. 2007; beside regression, Yang et al. 2020), times the rows, summed over the traits."""
+    total = scores.new_zeros(())
+    for theirs, ours in zip(labels.T, scores.T, strict=True):
+        known = ~theirs.isnan()
+        targets = (theirs[known] / _SHARPNESS).softmax(0)
+        gap = targets * (targets.clamp_min(1e-9).log() - (ours[known] / _SHARPNESS).log_softmax(0))
+        total = total + gap.sum() * known.sum()
+    return total
+
+
+class Ordinal(Regress):
+    """For each trait whether its level is above the first, above the second and so on, each asked of the examples that
+    are above the one before (CORN, Shi et al. 2021, https://arxiv.org/abs/2111.08851, equation 8).
+
+    Logits of shape (examples, traits * (n_levels - 1)); labels are shares of the scale, of shape (examples, traits),
+    NaN where there is none. Infers the expected level as a share of the scale.
+    """
+
+    def __init__(self, pooling: str = "checkpoint", n_levels: int = 2):
+        super().__init__(pooling)
+        self.n_levels = n_levels
+
+    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
+        labels = batch["labels"]
+        known = ~labels.isnan()
+        asked = logits.unflatten(1, (labels.shape[1], -1))
+        levels = (labels.nan_to_num() * (self.n_levels - 1)).round().unsqueeze(2)
+        steps = torch.arange(self.n_levels - 1, device=logits.device)
+        losses = functional.binary_cross_entropy_with_logits(asked, (levels > steps).to(asked), reduction="none")
+        losses = losses.masked_fill((levels < steps) | ~known.unsqueeze(2), 0).sum()
+        return losses + objective.ranking * _listwise(self.shares(logits), labels), known.sum()
+
+    def shares(self, logits: Tensor) -> Tensor:
+        return logits.unflatten(1, (-1, self.n_levels - 1)).sigmoid().cumprod(2).mean(2)
 
 
 class Select(Head):
@@ -276,6 +339,12 @@ HEADS: dict[str, type[Head]] = {
     "classify": Classify,
     "multilabel": Multilabel,
     "regress": Regress,
+    "ordinal": Ordinal,
     "select": Select,
     "generate": Generate,
 }
+
+
+def head_of(task: Any) -> Head:
+    """The head that learns a task and infers for it."""
+    return HEADS[task.head_kind](**task.head_settings())

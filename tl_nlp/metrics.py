@@ -182,6 +182,62 @@ def mean_qwk(references: np.ndarray, predictions: np.ndarray, groups: Sequence[s
     return Measured.from_sums(rows.reshape(len(r), -1), kappas)
 
 
+def mean_over(
+    metric: Callable[[np.ndarray, np.ndarray], Measured], r: np.ndarray, p: np.ndarray, groups: Sequence[str]
+) -> Measured:
+    """Mean over the groups of a metric of numbers."""
+    group = np.asarray(groups)
+    return Measured.mean_of(
+        [(inside, metric(r[inside], p[inside])) for name in np.unique(group) for inside in [group == name]]
+    )
+
+
+def agreement(references: np.ndarray, predictions: np.ndarray, within: float = 0.0) -> Measured:
+    """Share of grades that differ by at most `within`: 0 is exact agreement, one step adjacent agreement."""
+    gap = np.abs(np.asarray(references, float) - np.asarray(predictions, float))
+    return mean(gap <= within + 1e-9)
+
+
+def smd(references: np.ndarray, predictions: np.ndarray) -> Measured:
+    """Standardised mean difference (Williamson et al. 2012): how many standard deviations of the references predictions
+    are above them in the mean; 0 where references are constant."""
+    r, p = np.asarray(references, float), np.asarray(predictions, float)
+
+    def difference(sums: np.ndarray) -> np.ndarray:
+        n, r, rr, gap = sums.T
+        variance = np.maximum(n * rr - r * r, 0)
+        is_varied = variance > 1e-12 * np.maximum(n * rr, 1e-300)
+        return np.divide(gap, np.sqrt(variance), out=np.zeros_like(gap), where=is_varied)
+
+    centred = r - r.mean()
+    return Measured.from_sums(np.stack([np.ones_like(r), centred, centred**2, p - r], axis=1), difference)
+
+
+def prmse(raters: np.ndarray, predictions: np.ndarray) -> Measured:
+    """Proportional reduction of the mean squared error against true grades, which two raters or more know only up to
+    their own errors (Loukina et al. 2020, https://aclanthology.org/2020.bea-1.2): 1 is perfect, 0 as good as the mean.
+
+    `raters` of shape (examples, raters), all on the scale of the predictions. The variance of a rater's error is that
+    of the raters of one example; it is taken off the error of predictions and off the variance of the mean grade. 0
+    where nothing is left of the latter.
+    """
+    grades, p = np.asarray(raters, float), np.asarray(predictions, float)
+    n_raters = grades.shape[1]
+    own = grades.mean(axis=1)
+    within = grades.var(axis=1, ddof=1)
+    centred = own - own.mean()
+    rows = np.stack([np.ones_like(p), within, centred, centred**2, (own - p) ** 2], axis=1)
+
+    def reduction(sums: np.ndarray) -> np.ndarray:
+        n, of_error, m, mm, missed = sums.T
+        noise = of_error / n / n_raters  # of a mean over the raters
+        true_variance = (mm - m**2 / n) / np.maximum(n - 1, 1) - noise
+        error = missed / n - noise
+        return np.where(true_variance > 0, 1 - error / np.where(true_variance > 0, true_variance, 1), 0.0)
+
+    return Measured.from_sums(rows, reduction)
+
+
 def rouge(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, Measured]:
     """Mean ROUGE-1, -2, -L and -Lsum (Lin 2004): F, stemmed, 0-100, for each example the best of its references."""
     per_example = [rouge_scores(theirs, ours) for theirs, ours in zip(references, predictions, strict=True)]

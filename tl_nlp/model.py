@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from tl_nlp.errors import CheckpointError, HardwareError, RecipeError
 from tl_nlp.families import blocks, head_modules, in_head, within_block, without_peft
-from tl_nlp.heads import HEADS
+from tl_nlp.heads import head_of
 from tl_nlp.pretrained import first_line, load_config, positions
 from tl_nlp.recipe import Recipe
 
@@ -72,7 +72,7 @@ def _skeleton(recipe: Recipe, folder: Path) -> Any:
     import torch
     import transformers
 
-    auto_class = getattr(transformers, HEADS[recipe.task.head](**recipe.task.head_settings()).auto_class)
+    auto_class = getattr(transformers, head_of(recipe.task).auto_class)
     config = load_config(folder)
     if type(config) not in auto_class._model_mapping:
         fits = "a T5- or BART-style checkpoint" if recipe.task.head == "generate" else "a BERT-style checkpoint"

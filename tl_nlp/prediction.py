@@ -15,7 +15,7 @@ from tl_nlp.artifact import load_trained
 from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
 from tl_nlp.errors import DataError, RunError
 from tl_nlp.hardware import autocast, best_device
-from tl_nlp.heads import HEADS
+from tl_nlp.heads import head_of
 from tl_nlp.model import placed
 from tl_nlp.recipe import Recipe, Task
 from tl_nlp.rows import columns_of, select
@@ -35,7 +35,7 @@ class Predictor:
 
     def __init__(self, model: Any, tokenizer: Any, task: Task, precision: str = "auto", recipe: Recipe | None = None):
         self.model, self.tokenizer, self.task, self.precision, self.recipe = model, tokenizer, task, precision, recipe
-        self.head = HEADS[task.head](**task.head_settings())
+        self.head = head_of(task)
         self.pad_id = tokenizer.pad_token_id or 0
 
     @classmethod

@@ -77,6 +77,11 @@ class Task(Component):
         for number, reason in sorted(self.faults(rows).items())[:1]:
             raise DataError(f"row {rows['id'][number]}: {reason}")
 
+    @property
+    def head_kind(self) -> str:
+        """The entry of `heads.HEADS` that learns this task; a task may have several for the same outputs."""
+        return self.head
+
     @abstractmethod
     def outputs(self) -> list[str]:
         """Names of the head's outputs; [] where the head writes text."""
@@ -252,6 +257,7 @@ class Training(Value):
     logit_adjustment: float = Field(0.0, ge=0)  # tau: rare labels need a wider margin (Menon et al. 2021)
     ema: float | None = Field(None, gt=0, lt=1)  # decay a step of a moving average, which is what is kept
     average_last: int = Field(1, ge=1)  # keep the mean of the weights at this many last evaluations
+    ranking: float = Field(0.0, ge=0)  # weight of the order of a step's grades beside their size (Cao et al. 2007)
     augmentation: Augmentation = Augmentation()
 
     max_grad_norm: float | None = Field(1.0, gt=0)  # null: no clipping

@@ -53,6 +53,9 @@ def _content(run: Run) -> dict[str, Any]:
         drawings["reliability"] = charts.reliability_curve(test["calibration"]["reliability"])
         points = [one["answered"] for one in curve], [one["accuracy"] for one in curve]
         drawings["risk_coverage"] = charts.lines({"accuracy": points}, "share answered, surest first", "share right")
+    if "work" in test:
+        points = [one["share"] for one in test["work"]["curve"]], [one["value"] for one in test["work"]["curve"]]
+        drawings["work"] = charts.lines({"qwk": points}, "share graded without a teacher", "QWK with the teacher")
     return {
         "name": recipe.name,
         "recipe": recipe,

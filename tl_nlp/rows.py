@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 from tl_nlp import duplicates
 from tl_nlp.errors import DataError
-from tl_nlp.splits import apart, fold, split_missing
+from tl_nlp.splits import apart, fold, split_missing, with_twins
 from tl_nlp.tables import MAX_CHARACTERS, NUMBER, Reject, Rejects, as_text
-from tl_nlp.types import COLUMNS, KEEP_TOGETHER
+from tl_nlp.types import COLUMNS, KEEP_TOGETHER, TWINS
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -39,6 +39,7 @@ def prepare(
             rejects.n_rows[split] += len(table)
     tables = {split: _cleaned(table, data, split, rejects) for split, table in tables.items()}
     rejects.refuse_many(data.max_rejects)
+    tables = with_twins(tables, data.similarity)
     tables = fold(tables, data) if data.folds else split_missing(apart(tables, data, rejects), data)
     rows = DatasetDict()
     for split, table in _with_ids(tables).items():
@@ -166,6 +167,9 @@ def _renamed(table: pa.Table, data: Data, split: str) -> pa.Table:
         sources[KEEP_TOGETHER] = data.keep_together
     taken = {KEEP_TOGETHER, *sources, *sources.values()}
     rest = {name: name for name in table.column_names if name not in taken}
+    if data.keep_together is not None:
+        place = table.column_names.index(data.keep_together)
+        table = table.set_column(place, data.keep_together, as_text(table[data.keep_together]))
     return _mapped(pa.table({name: table[source] for name, source in (sources | rest).items()}), data, split)
 
 
@@ -229,11 +233,11 @@ def hashes(rows: Dataset) -> np.ndarray:
 
 
 def fingerprint(rows: Dataset) -> str:
-    """A hash of all columns but the id, rows in their order."""
+    """A hash of all columns of the data but the id, rows in their order."""
     import hashlib
 
     digest = hashlib.sha256()
-    for name in sorted(set(rows.column_names) - {"id"}):
+    for name in sorted(set(rows.column_names) - {"id", TWINS}):
         digest.update(name.encode() + b"\0")
         for chunk in rows.data.table[name].chunks:
             for value in chunk:

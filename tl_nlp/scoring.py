@@ -12,6 +12,7 @@ import evaluate
 import numpy as np
 
 from tl_nlp import metrics
+from tl_nlp.metrics import Measured
 from tl_nlp.types import Metrics
 
 
@@ -62,8 +63,12 @@ class LabelsMetrics(_Metric):
 
 
 class ScoreMetrics(_Metric):
-    """pearson, spearman and rmse of numbers; qwk (mean over the groups) and qwk_pooled of them in whole steps of
-    the scale."""
+    """pearson (mean_pearson over the groups), spearman, rmse and smd of numbers; of the grades they are taken for, in
+    whole steps of the scale, qwk (mean over the groups), qwk_pooled, and how often they are equal or one step apart.
+
+    With `raters`, grades of two people or more for each row (NaN where one has given none): how far these agree, as
+    human_qwk and so on, and prmse. Of more than two raters the first two are compared.
+    """
 
     inputs = {
         "predictions": datasets.Value("float64"),
@@ -79,16 +84,53 @@ class ScoreMetrics(_Metric):
         groups: list[str],
         lows: list[float],
         step: float,
+        grades: np.ndarray,
+        raters: np.ndarray | None = None,
     ) -> Metrics:
         r, p = np.asarray(references), np.asarray(predictions)
-        steps_r, steps_p = (np.rint((grades - np.asarray(lows)) / step) for grades in (r, p))
-        return {
+        steps_r, steps_p = (np.rint((values - np.asarray(lows)) / step) for values in (r, grades))
+        found: Metrics = {
             "pearson": metrics.pearson(r, p),
+            "mean_pearson": metrics.mean_over(metrics.pearson, r, p, groups),
             "spearman": metrics.spearman(r, p),
             "rmse": metrics.rmse(r, p),
+            "smd": metrics.smd(r, p),
             "qwk": metrics.mean_qwk(steps_r, steps_p, groups),
             "qwk_pooled": metrics.qwk(steps_r, steps_p),
+            "exact_agreement": metrics.agreement(steps_r, steps_p),
+            "adjacent_agreement": metrics.agreement(steps_r, steps_p, 1),
         }
+        return found if raters is None else found | _of_people(r, p, np.asarray(groups), raters, step)
+
+
+def _of_people(r: np.ndarray, p: np.ndarray, groups: np.ndarray, raters: np.ndarray, step: float) -> Metrics:
+    """Agreement of two people, and what is left of errors without theirs, on the rows that both have graded.
+
+    Raters may grade on another scale than the target, which may be their sum: each group's are brought to it by the
+    line that leads from their mean to the target with the least squared distance.
+    """
+    known = ~np.isnan(raters).any(axis=1)
+    if known.sum() < _FEWEST_RATED:
+        return {}
+    one, other = raters[known, 0], raters[known, 1]
+    theirs = groups[known]
+    scaled = raters[known].copy()
+    for group in np.unique(theirs):
+        inside = theirs == group
+        own = scaled[inside].mean(axis=1)
+        slope, offset = np.polyfit(own, r[known][inside], 1) if np.ptp(own) > 0 else (1.0, 0.0)
+        scaled[inside] = slope * scaled[inside] + offset
+    found = {
+        "human_qwk": metrics.mean_qwk(one / step, other / step, theirs),
+        "human_pearson": metrics.pearson(one, other),
+        "human_exact_agreement": metrics.agreement(one, other),
+        "human_adjacent_agreement": metrics.agreement(one, other, step),
+        "prmse": metrics.prmse(scaled, p[known]),
+    }
+    return {name: Measured.mean_of([(known, value)]) for name, value in found.items()}
+
+
+_FEWEST_RATED = 10
 
 
 def all_references(rows: dict[str, list[Any]]) -> list[list[str]]:

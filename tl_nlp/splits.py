@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from tl_nlp import duplicates
 from tl_nlp.errors import DataError
-from tl_nlp.tables import NUMBER, Reject, Rejects, as_text
-from tl_nlp.types import KEEP_TOGETHER
+from tl_nlp.tables import NUMBER, Reject, Rejects
+from tl_nlp.types import KEEP_TOGETHER, TWINS
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -58,7 +58,7 @@ def assign(table: pa.Table, shares: dict[str, float], data: Data) -> np.ndarray:
     least squared distance to that, then single rows. Raises DataError for fewer blocks than splits.
     """
     names = ["train", *shares]
-    blocks = block_numbers(table, data.similarity)
+    blocks = block_numbers(table)
     sizes = np.bincount(blocks)
     if len(sizes) < len(names):
         raise DataError(
@@ -101,12 +101,10 @@ def apart(tables: dict[str, pa.Table], data: Data, rejects: Rejects) -> dict[str
     order = [name for name in dict.fromkeys(("train", "validation", *tables)) if name in tables]
     if len(order) < 2 or data.overlap == "keep":
         return tables
-    shared = [
-        name for name in ("text", "pair", KEEP_TOGETHER) if all(name in table.column_names for table in tables.values())
-    ]
-    columns = [pa.table({name: as_text(tables[split][name]) for name in shared}) for split in order]
+    shared = [name for name in (TWINS, KEEP_TOGETHER) if all(name in table.column_names for table in tables.values())]
+    columns = [tables[split].select(shared) for split in order]
     ends = np.cumsum([len(table) for table in columns])[:-1]
-    blocks = np.split(block_numbers(pa.concat_tables(columns), data.similarity), ends)
+    blocks = np.split(block_numbers(pa.concat_tables(columns)), ends)
     clean = dict(tables)
     for place, split in enumerate(order):
         if split not in ("train", "validation"):
@@ -137,18 +135,33 @@ def apart(tables: dict[str, pa.Table], data: Data, rejects: Rejects) -> dict[str
 _MAX_OVERLAP = 0.01  # of a test split
 
 
-def block_numbers(table: pa.Table, similarity: float = duplicates.SIMILARITY) -> np.ndarray:
-    """A number for each row, equal for rows that must share a split: (text, pair) equal or at least so similar, or one
-    value of the column keep_together. Numbers count from 0 without gaps."""
+def with_twins(tables: dict[str, pa.Table], similarity: float) -> dict[str, pa.Table]:
+    """With the column `TWINS`: a number for each row, equal over all splits where (text, pair) are equal or nearly."""
+    names = [name for name in ("text", "pair") if all(name in table.column_names for table in tables.values())]
+    everything = pa.concat_tables(pa.table({name: table[name] for name in names}) for table in tables.values())
+    ends = np.cumsum([len(table) for table in tables.values()])
+    numbers = np.split(twin_numbers(everything, similarity), ends[:-1])
+    return {
+        split: table.append_column(TWINS, pa.array(theirs))
+        for (split, table), theirs in zip(tables.items(), numbers, strict=True)
+    }
+
+
+def twin_numbers(table: pa.Table, similarity: float = duplicates.SIMILARITY) -> np.ndarray:
+    """A number for each row, equal for those of which (text, pair) are equal or at least so similar."""
     pair = _codes(table["pair"]) if "pair" in table.column_names else np.zeros(len(table), np.int64)
     text = _codes(table["text"])
-    links = [
-        np.unique(text * (int(pair.max(initial=0)) + 1) + pair, return_inverse=True)[1],
-        duplicates.groups(table["text"].to_pylist(), pair, similarity),
-    ]
+    equal = np.unique(text * (int(pair.max(initial=0)) + 1) + pair, return_inverse=True)[1]
+    return _joined([equal, duplicates.groups(table["text"].to_pylist(), pair, similarity)])
+
+
+def block_numbers(table: pa.Table) -> np.ndarray:
+    """A number for each row, equal for rows that must share a split: twins, or those of one value of the column
+    keep_together. Numbers count from 0 without gaps."""
+    links = [table[TWINS].to_numpy()]
     if KEEP_TOGETHER in table.column_names:
         together = _codes(table[KEEP_TOGETHER])
-        alone = pc.equal(pc.fill_null(as_text(table[KEEP_TOGETHER]), ""), "").to_numpy(zero_copy_only=False)
+        alone = pc.equal(pc.fill_null(table[KEEP_TOGETHER], ""), "").to_numpy(zero_copy_only=False)
         together[alone] = len(together) + np.arange(alone.sum())  # rows without a value belong to nobody
         links.append(together)
     return _joined(links)
@@ -188,14 +201,19 @@ def _strata(target: pa.ChunkedArray) -> np.ndarray:
     return np.searchsorted(np.quantile(numbers, np.linspace(0.1, 0.9, 9)), numbers)
 
 
-def split_blocks(
-    rows: DatasetDict, similarity: float, columns: tuple[str, ...] = ("text", "pair")
-) -> dict[str, np.ndarray]:
-    """For each split a number for each row, equal over all splits where (text, pair) are equal or nearly so."""
-    from datasets import concatenate_datasets
+def twins_of(rows: DatasetDict, similarity: float) -> DatasetDict:
+    """Rows with the column `TWINS`, which those of a recipe's data have already."""
+    from datasets import DatasetDict
 
-    names = [name for name in columns if all(name in split.column_names for split in rows.values())]
-    everything = concatenate_datasets([split.select_columns(names) for split in rows.values()])
-    numbers = block_numbers(everything.with_format("arrow")[:], similarity)
-    ends = np.cumsum([len(split) for split in rows.values()])
-    return dict(zip(rows, np.split(numbers, ends[:-1]), strict=True))
+    if all(TWINS in split.column_names for split in rows.values()):
+        return rows
+    tables = with_twins({name: split.with_format("arrow")[:] for name, split in rows.items()}, similarity)
+    return DatasetDict({name: split.add_column(TWINS, tables[name][TWINS].to_pylist()) for name, split in rows.items()})
+
+
+def blocks_of(rows: DatasetDict) -> dict[str, np.ndarray]:
+    """For each split the block of each row, as in `block_numbers`, equal over all splits."""
+    names = [name for name in (TWINS, KEEP_TOGETHER) if all(name in split.column_names for split in rows.values())]
+    parts = [split.select_columns(names).with_format("arrow")[:] for split in rows.values()]
+    ends = np.cumsum([len(part) for part in parts])
+    return dict(zip(rows, np.split(block_numbers(pa.concat_tables(parts)), ends[:-1]), strict=True))

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tl_nlp.batches import Encoded, collate, epoch_order, passes
+from tl_nlp.combinations import needs_whole_steps
 from tl_nlp.errors import RecipeError, RunError
 from tl_nlp.families import backbone, head_modules
 from tl_nlp.hardware import autocast
@@ -179,20 +180,19 @@ class Steps:
         return float(norm)
 
 
-def refuse_split_mixup(training: Training, lengths: list[list[int]], size: int, n_processes: int) -> None:
-    """Raises RecipeError where the rows of some step could be in two passes, which mixup cannot see across."""
-    if not training.augmentation.mixup:
-        return
-    key = "training.augmentation.mixup"
-    if n_processes > 1:
-        raise RecipeError(f"mixes the rows of a step, and here they are shared by {n_processes} processes", key)
-    most = sum(sorted((len(windows) for windows in lengths), reverse=True)[: training.batch_size])
-    if most > size:
-        raise RecipeError(
-            f"mixes the rows of a step, which may have {most} windows, and a pass has {size}; "
-            f"training.device_batch_size={most}, a lower training.batch_size or a higher task.max_length makes it one",
-            key,
-        )
+def refuse_split_steps(training: Training, lengths: list[list[int]], size: int, n_processes: int) -> None:
+    """Raises RecipeError where the rows of some step could be in two passes, and the loss needs them in one."""
+    for key, verb in needs_whole_steps(training).items():
+        if n_processes > 1:
+            raise RecipeError(f"{verb} the rows of a step, and here they are shared by {n_processes} processes", key)
+        most = sum(sorted((len(windows) for windows in lengths), reverse=True)[: training.batch_size])
+        if most > size:
+            raise RecipeError(
+                f"{verb} the rows of a step, which may have {most} windows, and a pass has {size}; "
+                f"training.device_batch_size={most}, a lower training.batch_size or a higher task.max_length makes it "
+                "one",
+                key,
+            )
 
 
 def freeze(model: Any) -> None:

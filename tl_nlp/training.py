@@ -23,7 +23,7 @@ from tl_nlp import augmentation, baselines, features, memory
 from tl_nlp.artifact import locate, save_artifact
 from tl_nlp.baselines import Given, given
 from tl_nlp.batches import Encoded, window_lengths
-from tl_nlp.checking import GLANCE, Finding, check, label_counts, sampled
+from tl_nlp.checking import Finding, check, label_counts, sampled
 from tl_nlp.errors import RecipeError, RunError
 from tl_nlp.evaluation import judged, read_predictions, references, score, write_predictions
 from tl_nlp.features import Frozen
@@ -39,7 +39,7 @@ from tl_nlp.reporting import write_report
 from tl_nlp.rows import fingerprint, hashes, resolved
 from tl_nlp.run import Run
 from tl_nlp.schedule import Plan
-from tl_nlp.steps import Steps, refuse_split_mixup
+from tl_nlp.steps import Steps, refuse_split_steps
 from tl_nlp.tables import Rejects
 from tl_nlp.types import Metrics
 
@@ -60,7 +60,7 @@ def train_one(recipe: Recipe | Run, *, root: Path | None = None) -> Run:
     prepared = prepare(asked)
     size = asked.training.device_batch_size
     if isinstance(size, int):
-        refuse_split_mixup(asked.training, prepared.lengths, size, accelerator.num_processes)
+        refuse_split_steps(asked.training, prepared.lengths, size, accelerator.num_processes)
     run = recipe if isinstance(recipe, Run) else create_run(prepared.recipe, root, accelerator)
     known = None
     if accelerator.is_main_process:
@@ -109,15 +109,17 @@ def prepare(recipe: Recipe) -> Prepared:
     return Prepared(resolved_recipe, folder, tokenizer, rows, rejects, encoded, lengths, objective)
 
 
-def checked(prepared: Prepared) -> tuple[list[Finding], Frozen | None]:
-    """What the data check finds; and the checkpoint's own features, of which it has looked at a sample's."""
+def checked(prepared: Prepared, n_tokens: int | None = None) -> tuple[list[Finding], Frozen | None]:
+    """What the data check finds; and the checkpoint's own features, of which it has looked at a sample's: whole, which
+    baselines want too, or at `n_tokens` of them at most."""
     recipe, rows = prepared.recipe, prepared.rows
     frozen = states = None
     if recipe.task.head in ("classify", "multilabel", "regress"):
         model = placed(load_base(recipe, prepared.folder), best_device())
         pad_id = prepared.tokenizer.pad_token_id or 0
         frozen = Frozen(model, prepared.encoded, pad_id, recipe.training.precision)
-        states = frozen.glance("train", sampled(len(rows["train"])), GLANCE)
+        places = sampled(len(rows["train"]))
+        states = frozen.of("train", places) if n_tokens is None else frozen.glance("train", places, n_tokens)
     tokens = {}
     for split, encoded in prepared.encoded.items():
         cut = np.asarray(encoded["cut"][:])
@@ -153,7 +155,7 @@ def steps_of(prepared: Prepared, accelerator: Accelerator) -> tuple[Steps, Predi
     )
     if recipe.training.device_batch_size == "auto":
         steps.device_batch_size = memory.largest_pass(steps)
-        refuse_split_mixup(recipe.training, lengths, steps.device_batch_size, accelerator.num_processes)
+        refuse_split_steps(recipe.training, lengths, steps.device_batch_size, accelerator.num_processes)
     return steps, predictor
 
 
@@ -225,7 +227,9 @@ def _note_start(run: Run, prepared: Prepared, accelerator: Accelerator) -> None:
 
 def _look_at(run: Run, prepared: Prepared) -> Given:
     """Checks the data: writes data.json and what goes with it, tells what is wrong; returns what baselines need."""
+    started = time.perf_counter()
     findings, frozen = checked(prepared)
+    seconds = time.perf_counter() - started
     splits = {}
     for name, rows in prepared.rows.items():
         splits[name] = {"rows": len(rows), "fingerprint": fingerprint(rows)}
@@ -237,6 +241,7 @@ def _look_at(run: Run, prepared: Prepared) -> Given:
             "tokens_cut": {name: int(sum(encoded["cut"])) for name, encoded in prepared.encoded.items()},
             "rejects": len(prepared.rejects),
             "findings": [asdict(finding) for finding in findings],
+            "seconds": round(seconds, 1),
         }
     )
     run.write_rejects([asdict(reject) for reject in prepared.rejects])
@@ -286,14 +291,20 @@ def _fit(steps: Steps, predictor: Predictor, prepared: Prepared, run: Run) -> Pr
     recipe, encoded, model = prepared.recipe, prepared.encoded, predictor.model
     task, accelerator = recipe.task, steps.accelerator
     shown = [encoded["train"], encoded["validation"]]
+    means = features.reads_means(model, predictor.head)
     cached = not recipe.training.augmentation.changes_rows and features.is_cacheable(
-        model, set(steps.weights.by_name), shown
+        model, set(steps.weights.by_name), shown, means
     )
     started = time.perf_counter()
     if cached:
         encoded = {
             split: features.compute(
-                model, encoded[split], predictor.pad_id, recipe.training.precision, f"features of {split}"
+                model,
+                encoded[split],
+                predictor.pad_id,
+                recipe.training.precision,
+                f"features of {split}",
+                means,
             )
             for split in ("train", "validation")
         }

@@ -9,6 +9,9 @@ COLUMNS = ("id", "text", "target", "pair", "group")
 KEEP_TOGETHER = "keep_together"
 """Our name for the column that `data.keep_together` names."""
 
+TWINS = "twins"
+"""Our name for the column of numbers that are equal where texts are equal or nearly so."""
+
 Metrics = dict[str, float]
 """Metric name to value; ROUGE and BLEU are 0-100, everything else is on its natural scale."""
 
@@ -31,9 +34,16 @@ class Labels:
 
 @dataclass(frozen=True)
 class Scores:
-    """A number for each trait, on the scale of the task."""
+    """A number for each trait, on the scale of the task; and the grade of the scale's steps that it is taken for.
+
+    `margins` are what 95 of 100 such scores are off at most, and whether a teacher should read the text is `unsure`:
+    where validation has told.
+    """
 
     scores: dict[str, float]
+    grades: dict[str, float] | None = None
+    margins: dict[str, float] | None = None
+    unsure: bool | None = None
 
 
 @dataclass(frozen=True)

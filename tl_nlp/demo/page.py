@@ -146,7 +146,8 @@ def _answer(predictor: Predictor) -> tuple[list[Any], Callable[[Prediction, str]
     if head == "multilabel":
         return [gr.Textbox(label="Labels"), gr.Label(label="Probabilities", num_top_classes=10)], _show_labels
     if head == "regress":
-        return [gr.Dataframe(label="Grades", headers=["trait", "grade"], interactive=False)], _show_scores
+        columns = ["trait", "grade", "score", "give or take"]
+        return [gr.Dataframe(label="Grades", headers=columns, interactive=False), gr.Markdown()], _show_scores
     if head == "select":
         summary = gr.Textbox(label="Summary", lines=3)
         marked = gr.HighlightedText(label="Chosen sentences", color_map={"chosen": "#b45309"}, show_legend=False)
@@ -174,7 +175,12 @@ def _show_labels(prediction: Prediction, text: str) -> Any:
 
 def _show_scores(prediction: Prediction, text: str) -> Any:
     assert isinstance(prediction, Scores)
-    return [[trait, round(score, 2)] for trait, score in prediction.scores.items()]
+    grades, margins = prediction.grades or {}, prediction.margins or {}
+    table = [
+        [trait, grades.get(trait), round(score, 2), round(margins[trait], 2) if trait in margins else None]
+        for trait, score in prediction.scores.items()
+    ]
+    return table, "A teacher should read this one." if prediction.unsure else ""
 
 
 def _show_text(prediction: Prediction, text: str) -> Any:

