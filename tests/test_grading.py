@@ -1,12 +1,14 @@
 """Grading: scales of groups, people's grades, cuts between grades, and the losses a recipe can choose."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_recipe, write_jsonl
+from conftest import Answer, tiny_recipe, write_jsonl
+from datasets import Dataset, DatasetDict
 from sklearn.metrics import cohen_kappa_score
 from torch.nn import functional
 
@@ -53,7 +55,8 @@ def test_a_scale_for_each_group() -> None:
         Scores({"score": 5.0}, {"score": 5}),
     )
     assert task.faults({**rows, "group": ["p", "r"]}) == {1: "its group 'r' has no scale; task.scales has: p, q"}
-    assert Grading(scales={"p": (0, 3)}, low=0, high=6).labels_of({**rows, "target": ["3", "3"]}) == [[1.0], [0.5]]
+    assert Grading(scales={"p": (0, 3), "": (0, 6)}).labels_of({**rows, "target": ["3", "3"]}) == [[1.0], [0.5]]
+    assert Grading(low=0, high=6, scales={"p": (0, 3)}).labels_of({**rows, "target": ["3", "3"]}) == [[0.5], [0.5]]
     with pytest.raises(RecipeError, match=r"scales: the scale of 'p' ends at 3, not above its low 3"):
         Grading(scales={"p": (3, 3)})
 
@@ -79,6 +82,22 @@ def test_a_row_that_cannot_be_graded_is_counted(tiny_bert: Path, tmp_path: Path,
     (reject,) = [json.loads(line) for line in (run.folder / "rejects.jsonl").read_text().splitlines()]
     assert np.char.find(reject["reason"], reason.split(".*")[0]) >= 0
     assert "9" in reject["place"]  # its line
+
+
+def test_scales_of_rows_are_written_down_for_texts_without_rows(
+    tiny_bert: Path, essays: Path, command: Callable[..., Answer]
+) -> None:
+    run = train(tiny_recipe(tiny_bert, essays, "grading"))
+    assert run.recipe().task.scales == {"p": (0, 3), "q": (0, 10)}
+    for group, high in (("p", 3), ("q", 10)):
+        answer = command("predict", run.folder, "the film was good", "--group", group)
+        assert 0 <= json.loads(answer.out)["scores"]["score"] <= high
+    assert "its group '' has no scale; task.scales has: p, q" in command("predict", run.folder, "a film").err
+    row = {"text": "x", "target": 1, "low": 0, "high": 4}
+    one = Dataset.from_list([{**row, "id": name, "group": name} for name in "pq"])
+    several = Dataset.from_list([{**row, "id": str(high), "high": high, "group": "p"} for high in (4, 5)])
+    assert Grading().resolve(DatasetDict(train=one)).scales == {"": (0, 4)}
+    assert Grading().resolve(DatasetDict(train=one, test=several)).scales == {}
 
 
 def test_essays_without_end_are_read_in_windows_and_the_cut_is_told(tiny_bert: Path, tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def test_better_is_not_said_where_the_test_says_chance() -> None:
     assert found.low > 0
     assert found.p == pytest.approx(0.125)
     assert found.verdict == "undecided"
+    assert str(found).endswith("], p 0.12")
 
 
 def test_a_temperature_of_nothing_but_right_answers_is_one() -> None:

@@ -145,6 +145,7 @@ def lines(series: dict[str, tuple[Sequence[float], Sequence[float]]], x_label: s
     for (name, (x, y)), colour, style in zip(series.items(), (BLUE, ORANGE, GREY), ("-", "--", ":"), strict=False):
         axes.plot(x, y, style, color=colour, linewidth=1.8, marker="o" if len(x) < 30 else "", markersize=4, label=name)
     axes.set(xlabel=x_label, ylabel=y_label)
+    axes.ticklabel_format(useOffset=False)
     if len(series) > 1:
         axes.legend(frameon=False)
     return _svg(figure)

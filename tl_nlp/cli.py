@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("texts", metavar="TEXT", nargs="*", help="default: the lines of stdin")
     sub.add_argument("--pair", help="what goes with every TEXT: a question, a prompt, an aspect")
+    sub.add_argument("--group", help="the prompt or domain of every TEXT, where each has a scale of its own")
     sub.add_argument("--input", type=Path, help="rows to predict: csv, tsv, jsonl or parquet")
     sub.add_argument("--output", type=Path, help="a .jsonl or .csv file in the place of stdout")
     sub = add("demo", _demo, "a page to try runs in")
@@ -287,8 +288,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     from tl_nlp.types import as_json
 
     artifact_folder(arguments.run)  # a wrong path is answered before torch is imported
-    if arguments.input is not None and (arguments.texts or arguments.pair is not None):
-        raise RecipeError("--input names a file of rows; texts and --pair go without it")
+    if arguments.input is not None and (arguments.texts or arguments.pair or arguments.group):
+        raise RecipeError("--input names a file of rows; texts, --pair and --group go without it")
     if arguments.output is not None:
         check_output(arguments.output)
     texts = arguments.texts or ([] if arguments.input or sys.stdin.isatty() else _lines_of_stdin())
@@ -301,7 +302,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     if table is not None:
         rows = predictor.predict_table(table)
     else:
-        predictions = predictor(texts, None if arguments.pair is None else [arguments.pair] * len(texts))
+        columns = {} if arguments.group is None else {"group": [arguments.group] * len(texts)}
+        predictions = predictor(texts, None if arguments.pair is None else [arguments.pair] * len(texts), **columns)
         rows = [as_json(prediction, str(number)) for number, prediction in enumerate(predictions)]
     if arguments.output is not None:
         write_rows(arguments.output, rows)

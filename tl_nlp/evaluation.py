@@ -92,9 +92,10 @@ def judged(task: Task, ours: list[Prediction], answers: dict[str, list[Predictio
     not better than the frozen features or TF-IDF.
     """
     n_rows, by_cluster, name = len(ours), clusters(rows), task.main_metric
-    baselines: dict[str, Any] = {
-        other: intervals(task.score(theirs, rows), n_rows, by_cluster) for other, theirs in answers.items()
-    }
+    baselines: dict[str, Any] = {}
+    for other, theirs in answers.items():
+        own = {metric: value for metric, value in task.score(theirs, rows).items() if not metric.startswith("human_")}
+        baselines[other] = intervals(own, n_rows, by_cluster)
     if not baselines:
         return {"baselines": {}}
     gaps = {other: compared(task, ours, theirs, rows) for other, theirs in answers.items()}

@@ -111,4 +111,19 @@ def _mistakes(run: Run, mistakes: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return []
     _, rows = read_predictions(run.predictions_file("test"), run.recipe().task)
     text_of = dict(zip(rows["id"], rows["text"], strict=True))
-    return [{**one, "text": text_of.get(one["id"], "")[:_N_CHARACTERS]} for one in mistakes]
+    return [
+        {
+            **one,
+            "text": text_of.get(one["id"], "")[:_N_CHARACTERS],
+            "reference": _in_words(one["reference"]),
+            "prediction": _in_words(one["prediction"]),
+        }
+        for one in mistakes
+    ]
+
+
+def _in_words(value: Any) -> str:
+    """A target or a prediction: grades of traits as "style 3, content 4.5"."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{trait} {grade:g}" for trait, grade in value.items() if grade is not None)

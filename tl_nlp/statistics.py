@@ -88,7 +88,9 @@ class Difference:
         return "better" if self.low > 0 else "worse"
 
     def __str__(self) -> str:
-        return f"{self.value:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
+        told = f"{self.value:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
+        is_by_test = self.verdict == "undecided" and not self.low <= 0 <= self.high
+        return f"{told}, p {self.p:.2g}" if is_by_test else told
 
 
 def difference(ours: Measured, theirs: Measured, n_rows: int, clusters: np.ndarray | None = None) -> Difference:

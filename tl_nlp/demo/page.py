@@ -69,23 +69,27 @@ def _tab(run: Run | None, predictor: Predictor) -> None:
     has_pair = bool(examples) and "pair" in examples[0]
     with gr.Row():
         with gr.Column():
+            groups = [name for name in getattr(recipe.task, "scales", {}) if name]
+            group = gr.Dropdown(groups, value=next(iter(groups), None), label="Group (prompt)", visible=bool(groups))
             pair = gr.Textbox(label="Pair (question, prompt or aspect)", visible=has_pair)
             text = gr.Textbox(label="Text", lines=6, max_lines=20, placeholder="Type or paste a text")
             button = gr.Button("Predict", variant="primary")
         with gr.Column():
             outputs, show = _answer(predictor)
 
-    def answer(pair: str | None, text: str | None) -> Any:
+    def answer(group: str | None, pair: str | None, text: str | None) -> Any:
         text = text or ""
         with _as_message():
             if len(text) > MAX_CHARACTERS:
                 raise gr.Error(f"The text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read.")
-            prediction = predictor([text], [pair] if pair and pair.strip() else None)[0]
+            columns = {"group": [group]} if group else {}
+            prediction = predictor([text], [pair] if pair and pair.strip() else None, **columns)[0]
             return show(prediction, text)
 
-    gr.on([button.click, text.submit], answer, [pair, text], outputs, api_name=False)
+    gr.on([button.click, text.submit], answer, [group, pair, text], outputs, api_name=False)
     if examples:
-        filled = {"pair": pair, "text": text} if has_pair else {"text": text}
+        shown = {"group": group if groups else None, "pair": pair if has_pair else None, "text": text}
+        filled = {name: component for name, component in shown.items() if component is not None}
         gr.Examples([[example[name] for name in filled] for example in examples], list(filled.values()))
 
     def batch(file: str | None) -> str:
@@ -135,7 +139,7 @@ def _examples(run: Run | None) -> list[dict[str, str]]:
     if not file.is_file():
         return []
     table = pyarrow.parquet.read_table(file)
-    return table.select([name for name in ("pair", "text") if name in table.column_names])[:_N_EXAMPLES].to_pylist()
+    return table.select([name for name in ("group", "pair", "text") if name in table.column_names])[:_N_EXAMPLES].to_pylist()
 
 
 def _answer(predictor: Predictor) -> tuple[list[Any], Callable[[Prediction, str], Any]]:

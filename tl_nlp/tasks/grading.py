@@ -24,9 +24,9 @@ _TWO_SIDED = 1.96  # standard deviations that 95 of 100 are within
 class Grading(Task):
     """A grade between `low` and `high` for each trait; the pair is the question, prompt, reference answer or rubric.
 
-    The model learns grades as shares of the scale, 0 to 1. A scale is that of the row's group in `scales`, else `low`
-    and `high`, else the row's own, in columns low and high. The columns rater1, rater2 and rater3 hold what single
-    people gave, to compare the model's errors with theirs.
+    The model learns grades as shares of the scale, 0 to 1. A scale is `low` to `high`, else the row's own, in columns
+    low and high, else that of its group in `scales`. The columns rater1, rater2 and rater3 hold what single people
+    gave, to compare the model's errors with theirs.
     """
 
     head: ClassVar[str] = "regress"
@@ -36,7 +36,7 @@ class Grading(Task):
     traits: tuple[str, ...] = ("score",)  # several: the target is a struct with these keys, empty where not graded
     low: float | None = None  # default: the rows' column, else the least grade in the training rows
     high: float | None = None
-    scales: dict[str, Scale] = {}  # of groups: {"prompt1": [2, 12]}
+    scales: dict[str, Scale] = {}  # of groups: {"prompt1": [2, 12]}; "" of all others; default: those in the rows
     step: float = Field(1.0, gt=0)  # between two grades, counted from low
     loss: Literal["squared", "huber", "ordinal"] = "squared"  # ordinal: is it above this grade, for each grade
     levels: int | None = Field(None, ge=2)  # that ordinal tells apart; default: the steps of the longest scale
@@ -62,19 +62,19 @@ class Grading(Task):
         return self
 
     def resolve(self, rows: Any) -> "Grading":
-        task = self._with_scale(rows["train"])
+        task = self._with_scale(rows)
         if task.loss != "ordinal" or task.levels is not None:
             return task
         columns = {name: rows["train"][name][:] for name in rows["train"].column_names if name in ("id", *_SCALED_BY)}
         longest = max(task.n_levels(low, high) for low, high in set(task.scales_of(columns)))
         return task.model_copy(update={"levels": longest})
 
-    def _with_scale(self, train: Any) -> "Grading":
+    def _with_scale(self, rows: Any) -> "Grading":
         if (self.low is not None and self.high is not None) or self.scales:
             return self
-        if {"low", "high"} <= set(train.column_names):
-            return self
-        grades = np.asarray([self._grades(target) for target in train["target"]])
+        if all({"low", "high"} <= set(split.column_names) for split in rows.values()):
+            return self.model_copy(update={"scales": _scales_in(rows)})
+        grades = np.asarray([self._grades(target) for target in rows["train"]["target"]])
         low = float(np.nanmin(grades)) if self.low is None else self.low
         high = float(np.nanmax(grades)) if self.high is None else self.high
         if low >= high:
@@ -154,13 +154,13 @@ class Grading(Task):
 
     def _scale_of(self, rows: dict[str, list[Any]], number: int) -> tuple[float, float]:
         """The low and high of a row. Raises ValueError."""
-        group = str(rows["group"][number]) if rows.get("group") else None
-        if group in self.scales:
-            return self.scales[group]
         low = self.low if self.low is not None else rows["low"][number] if rows.get("low") else None
         high = self.high if self.high is not None else rows["high"][number] if rows.get("high") else None
         if self.scales and (low is None or high is None):
-            raise ValueError(f"its group {group!r} has no scale; task.scales has: {', '.join(self.scales)}")
+            group = str(rows["group"][number]) if rows.get("group") else ""
+            if (of_group := _of_group(self.scales, group)) is None:
+                raise ValueError(f"its group {group!r} has no scale; task.scales has: {', '.join(self.scales)}")
+            return of_group
         try:
             scale = float(low), float(high)  # type: ignore[arg-type]
         except (TypeError, ValueError):
@@ -290,6 +290,21 @@ class Grading(Task):
             for name, value in values.items()
         }
         return means | own
+
+
+def _scales_in(rows: Any) -> dict[str, Scale]:
+    """The scales that rows bring, by their groups, so that texts without a row can be graded: under "" where all are
+    the same, none where a group has several."""
+    found: dict[str, set[Scale]] = {}
+    for split in rows.values():
+        groups = split["group"] if "group" in split.column_names else [""] * len(split)
+        for group, low, high in zip(groups, split["low"], split["high"], strict=True):
+            found.setdefault(str(group), set()).add((float(low), float(high)))
+    if len(everywhere := set().union(*found.values())) == 1:
+        return {"": everywhere.pop()}
+    if any(len(scales) > 1 for scales in found.values()):
+        return {}
+    return {group: scales.pop() for group, scales in sorted(found.items())}
 
 
 def _of_group(values: dict[str, Any], group: str) -> Any:
