@@ -139,7 +139,8 @@ def _examples(run: Run | None) -> list[dict[str, str]]:
     if not file.is_file():
         return []
     table = pyarrow.parquet.read_table(file)
-    return table.select([name for name in ("group", "pair", "text") if name in table.column_names])[:_N_EXAMPLES].to_pylist()
+    shown = [name for name in ("group", "pair", "text") if name in table.column_names]
+    return table.select(shown)[:_N_EXAMPLES].to_pylist()
 
 
 def _answer(predictor: Predictor) -> tuple[list[Any], Callable[[Prediction, str], Any]]:
