@@ -79,7 +79,8 @@ def check(
     found = [*_left_out(rejects), *_ids_again(rows), *_texts(rows), *_cut(tokens or {}, rows)]
     found += [*_doubles(rows, similarity), *_together(rows)]
     found += _constant(rows)
-    if named := _label_names(rows, task):
+    named = {split: _labels_of(theirs, task) for split, theirs in rows.items()}
+    if any(named.values()):
         found += [*_labels(rows, named), *_balance(named)]
     if features is not None:
         found += _doubtful(rows["train"], task, features)
@@ -96,14 +97,17 @@ def sampled(n_rows: int, most: int = SAMPLE) -> np.ndarray:
 
 def label_counts(rows: Dataset, task: Task) -> dict[str, int]:
     """How many rows each label has, the commonest first; {} where targets are no labels."""
-    if task.head not in ("classify", "multilabel"):
-        return {}
-    labels = task.labels_of({name: rows[name][:] for name in ("id", "target")})
-    names = task.outputs()
+    return dict(Counter(label for labels in _labels_of(rows, task) for label in labels).most_common())
+
+
+def _labels_of(rows: Dataset, task: Task) -> list[list[str]]:
+    """The labels of each row; [] where targets are no labels."""
     if task.head == "classify":
-        return {names[place]: count for place, count in Counter(labels).most_common()}
-    totals = np.sum(labels, axis=0).astype(int).tolist()
-    return dict(sorted(zip(names, totals, strict=True), key=lambda one: -one[1]))
+        return [[target] for target in rows["target"]]
+    if task.head != "multilabel":
+        return []
+    names, given = task.outputs(), task.labels_of({column: rows[column][:] for column in ("id", "target")})
+    return [[name for name, is_there in zip(names, line, strict=True) if is_there] for line in given]
 
 
 def _ids(rows: Dataset, places: Iterable[Any]) -> list[str]:
@@ -245,22 +249,6 @@ def _constant(rows: DatasetDict) -> list[Finding]:
 
 Named = dict[str, list[list[str]]]
 """For each split the labels of each of its rows."""
-
-
-def _label_names(rows: DatasetDict, task: Task) -> Named:
-    """{} where targets are no labels."""
-    if task.head == "classify":
-        return {split: [[target] for target in theirs["target"]] for split, theirs in rows.items()}
-    if task.head != "multilabel":
-        return {}
-    names = task.outputs()
-    return {
-        split: [
-            [name for name, is_there in zip(names, line, strict=True) if is_there]
-            for line in task.labels_of({column: theirs[column][:] for column in ("id", "target")})
-        ]
-        for split, theirs in rows.items()
-    }
 
 
 def _labels(rows: DatasetDict, named: Named) -> list[Finding]:
