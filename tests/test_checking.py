@@ -105,6 +105,8 @@ def test_a_split_of_one_class_a_rare_label_and_an_unseen_one() -> None:
     findings = found(rows)
     assert findings["one_class"].severity == "error"
     assert "'rare' has 1 training rows" in findings["rare_label"].message
+    assert findings["rare_label"].examples == ["train-0"]
+    assert findings["unseen_label"].examples == ["validation-0"]
     assert "'new'" in findings["unseen_label"].message
 
 

@@ -41,7 +41,7 @@ class Given:
 
     task: Task
     splits: dict[str, Rows]
-    frozen: dict[str, np.ndarray] = field(default_factory=dict)  # of shape (examples, hidden)
+    frozen: dict[str, np.ndarray] = field(default_factory=dict)  # of shape (examples, hidden), or (sentences, hidden)
     frozen_rows: np.ndarray = field(default_factory=lambda: np.empty(0, int))
 
     @property
@@ -153,15 +153,11 @@ def _linear(
     all training rows or those at the places `train_rows`."""
     task, targets = known.task, _targets(known, "train")
     targets = targets if train_rows is None else targets[train_rows]
-    best: tuple[float, Answers] | None = None
+    made = []
     for strength in strengths:
         predict = _fitted(task.head, features["train"], targets, strength)
-        made = _decided(known, {split: list(predict(features[split])) for split in known.scored})
-        value = float(task.score(made["validation"], known.splits["validation"])[task.main_metric])
-        if best is None or value > best[0]:
-            best = value, made
-    assert best is not None, "there is a strength to try"
-    return best[1]
+        made.append(_decided(known, {split: list(predict(features[split])) for split in known.scored}))
+    return _preferred(known, made)
 
 
 def _fitted(head: str, features: Any, targets: np.ndarray, strength: float) -> Callable[[Any], np.ndarray]:
@@ -249,47 +245,90 @@ def textrank(sentences: list[str]) -> np.ndarray:
 
 
 def _tfidf_sentences(known: Given) -> Answers:
-    """TF-IDF of each sentence and where it stands, and a logistic regression on whether it is among the best of its
-    text, one for each pair (aspect, question) of which there are enough rows."""
+    """TF-IDF of each sentence and where it stands, and a logistic regression."""
     from scipy.sparse import csr_matrix, hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(sublinear_tf=True)
+    vectorizer.fit(_flat(known, "train"))
+    features = {
+        split: hstack([vectorizer.transform(_flat(known, split)), csr_matrix(_places(known, split))]).tocsr()
+        for split in known.splits
+    }
+    return _best_sentences(known, features, (1.0,))
+
+
+def _frozen_sentences(known: Given) -> Answers:
+    """The checkpoint's own features of each sentence, where it stands, and a logistic regression."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(known.frozen["train"])
+    features = {
+        split: np.hstack([scaler.transform(states), _places(known, split)]) for split, states in known.frozen.items()
+    }
+    return _best_sentences(known, features, (0.001, 0.01))
+
+
+def _flat(known: Given, split: str) -> list[str]:
+    """All sentences of a split, text by text."""
+    return [sentence for theirs in known.task.sentences_of(known.splits[split]) for sentence in theirs]
+
+
+def _places(known: Given, split: str) -> np.ndarray:
+    """Where each sentence stands in its text, from its start and as a share of it."""
+    sentences = known.task.sentences_of(known.splits[split])
+    return np.asarray([[1 / (n + 1), n / len(theirs)] for theirs in sentences for n in range(len(theirs))])
+
+
+def _best_sentences(known: Given, features: dict[str, Any], strengths: tuple[float, ...]) -> Answers:
+    """A logistic regression on whether a sentence is among the best of its text, one for each pair (aspect, question)
+    of which there are enough rows; of the strength that the task scores best on validation."""
     from sklearn.linear_model import LogisticRegression
 
     train = known.splits["train"]
     counts = Counter(_pairs(train))
     own = {pair for pair, count in counts.items() if count >= _OWN_MODEL}
 
-    def flat(rows: Rows) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Sentences, their places in their texts, and which model answers for each."""
+    def of(rows: Rows) -> np.ndarray:
+        """Which model answers for each sentence."""
         sentences = known.task.sentences_of(rows)
-        places = [[1 / (n + 1), n / len(theirs)] for theirs in sentences for n in range(len(theirs))]
-        of = [pair if pair in own else "" for pair, theirs in zip(_pairs(rows), sentences, strict=True) for _ in theirs]
-        return [sentence for theirs in sentences for sentence in theirs], np.asarray(places), np.asarray(of)
+        return np.asarray(
+            [pair if pair in own else "" for pair, theirs in zip(_pairs(rows), sentences, strict=True) for _ in theirs]
+        )
 
-    texts, places, of = flat(train)
     is_best = []
     for worths in known.task.labels_of(train):
         least = np.sort(worths)[-min(_N_BEST, len(worths))]
         is_best += [worth >= least and worth > 0 for worth in worths]
-    best = np.asarray(is_best)
-    vectorizer = TfidfVectorizer(sublinear_tf=True)
-    features = hstack([vectorizer.fit_transform(texts), csr_matrix(places)]).tocsr()
-    models = {}
-    for name in {"", *own}:
-        mine = np.flatnonzero((of == name) | (name == ""))
-        if 0 < best[mine].sum() < len(mine):
-            models[name] = LogisticRegression(class_weight="balanced", max_iter=300).fit(features[mine], best[mine])
-    made = {}
-    for split, rows in known.scored.items():
-        texts, places, of = flat(rows)
-        features = hstack([vectorizer.transform(texts), csr_matrix(places)]).tocsr()
-        outputs = np.zeros(len(texts))
-        for name in np.unique(of):
-            if name in models:
-                outputs[of == name] = models[name].decision_function(features[of == name])
-        ends = np.cumsum([len(sentences) for sentences in known.task.sentences_of(rows)])
-        made[split] = known.task.decode(np.split(outputs, ends[:-1]), rows, None)
-    return made
+    best, of_train = np.asarray(is_best), of(train)
+
+    def answers(strength: float) -> Answers:
+        models = {}
+        for name in {"", *own}:
+            mine = np.flatnonzero((of_train == name) | (name == ""))
+            if 0 < best[mine].sum() < len(mine):
+                model = LogisticRegression(C=strength, class_weight="balanced", max_iter=300)
+                models[name] = model.fit(features["train"][mine], best[mine])
+        made = {}
+        for split, rows in known.scored.items():
+            of_split = of(rows)
+            outputs = np.zeros(len(of_split))
+            for name in np.unique(of_split):
+                if name in models:
+                    outputs[of_split == name] = models[name].decision_function(features[split][of_split == name])
+            ends = np.cumsum([len(sentences) for sentences in known.task.sentences_of(rows)])
+            made[split] = known.task.decode(np.split(outputs, ends[:-1]), rows, None)
+        return made
+
+    return _preferred(known, [answers(strength) for strength in strengths])
+
+
+def _preferred(known: Given, made: list[Answers]) -> Answers:
+    """The answers that the task scores best on validation."""
+    if len(made) == 1:
+        return made[0]
+    truth = known.splits["validation"]
+    return max(made, key=lambda one: float(known.task.score(one["validation"], truth)[known.task.main_metric]))
 
 
 _OWN_MODEL = 20  # rows of a pair
@@ -307,7 +346,7 @@ def _picked(known: Given, rank: Callable[[list[str]], np.ndarray]) -> Answers:
     ranks = {split: [rank(theirs) for theirs in all_theirs] for split, all_theirs in sentences.items()}
     if task.head == "select":
         return {split: task.decode(ranks[split], rows, None) for split, rows in known.scored.items()}
-    made: list[tuple[float, Answers]] = []
+    made: list[Answers] = []
     for n_sentences in (1, 2, 3):
         found: Answers = {}
         for split, all_theirs in sentences.items():
@@ -317,9 +356,8 @@ def _picked(known: Given, rank: Callable[[list[str]], np.ndarray]) -> Answers:
                 )
                 for theirs, theirs_rank in zip(all_theirs, ranks[split], strict=True)
             ]
-        value = task.score(found["validation"], known.splits["validation"])[task.main_metric]
-        made.append((float(value), found))
-    return max(made, key=lambda one: one[0])[1]
+        made.append(found)
+    return _preferred(known, made)
 
 
 _LINEAR: dict[str, Callable[[Given], Answers]] = {"majority": _majority, "tfidf": _tfidf, "frozen": _frozen}
@@ -327,6 +365,6 @@ _MAKERS: dict[str, dict[str, Callable[[Given], Answers]]] = {
     "classify": _LINEAR,
     "multilabel": _LINEAR,
     "regress": {"mean": _majority, "length": _length, "tfidf": _tfidf, "frozen": _frozen},
-    "select": {"lead": _lead, "textrank": _textrank, "tfidf": _tfidf_sentences},
+    "select": {"lead": _lead, "textrank": _textrank, "tfidf": _tfidf_sentences, "frozen": _frozen_sentences},
     "generate": {"lead": _lead, "textrank": _textrank},
 }

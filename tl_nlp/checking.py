@@ -6,6 +6,7 @@ seeded sample of `SAMPLE` rows.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -81,7 +82,7 @@ def check(
     found += _constant(rows)
     named = {split: _labels_of(theirs, task) for split, theirs in rows.items()}
     if any(named.values()):
-        found += [*_labels(rows, named), *_balance(named)]
+        found += [*_labels(rows, named), *_balance(rows, named)]
     if features is not None:
         found += _doubtful(rows["train"], task, features)
     found += [*_personal(rows), *_languages(rows)]
@@ -243,7 +244,8 @@ def _constant(rows: DatasetDict) -> list[Finding]:
         first = theirs[0]["target"]
         if all(target == first for target in theirs["target"]):
             message = f"every row of {split} has the target {first!r}: scores on it tell nothing"
-            found.append(Finding("one_class", "error", len(theirs), message, "split the rows another way"))
+            mend = "split the rows another way"
+            found.append(Finding("one_class", "error", len(theirs), message, mend, _ids(theirs, range(len(theirs)))))
     return found
 
 
@@ -255,15 +257,10 @@ def _labels(rows: DatasetDict, named: Named) -> list[Finding]:
     counts = Counter(label for theirs in named.values() for labels in theirs for label in labels)
     found = []
     for label, other in spellings(counts).items():
-        examples = [
-            rows[split][place]["id"]
-            for split, theirs in named.items()
-            for place, labels in enumerate(theirs)
-            if label in labels
-        ]
         message = f"the label {label!r} ({counts[label]} rows) may be {other!r} ({counts[other]} rows)"
         mend = f'data.values={{"{label}": "{other}"}} makes them one'
-        found.append(Finding("label_spelling", "warning", counts[label], message, mend, examples[:_EXAMPLES]))
+        examples = _rows_with(label, rows, named, rows)
+        found.append(Finding("label_spelling", "warning", counts[label], message, mend, examples))
     return found
 
 
@@ -286,7 +283,7 @@ def spellings(counts: Counter[str], most: float = 0.05) -> dict[str, str]:
     return found
 
 
-def _balance(named: Named) -> list[Finding]:
+def _balance(rows: DatasetDict, named: Named) -> list[Finding]:
     found = []
     counts = Counter(label for labels in named["train"] for label in labels)
     most = max(counts.values(), default=0)
@@ -295,12 +292,22 @@ def _balance(named: Named) -> list[Finding]:
             severity: Severity = "warning" if count < _FEW_ROWS else "note"
             message = f"the label {label!r} has {count} training rows, the commonest one {most}"
             mend = "label more of it, or try training.class_weights=balanced"
-            found.append(Finding("rare_label", severity, count, message, mend))
+            found.append(
+                Finding("rare_label", severity, count, message, mend, _rows_with(label, rows, named, ["train"]))
+            )
     scored = Counter(label for split, theirs in named.items() if split != "train" for one in theirs for label in one)
     for label in sorted(set(scored) - set(counts)):
         message = f"the label {label!r} is in {scored[label]} rows to be scored and in no training row"
-        found.append(Finding("unseen_label", "warning", scored[label], message, "train on rows of it, or drop it"))
+        theirs = _rows_with(label, rows, named, [split for split in rows if split != "train"])
+        mend = "train on rows of it, or drop it"
+        found.append(Finding("unseen_label", "warning", scored[label], message, mend, theirs))
     return found
+
+
+def _rows_with(label: str, rows: DatasetDict, named: Named, splits: Iterable[str]) -> list[str]:
+    """Ids of rows that have the label."""
+    places = ((split, place) for split in splits for place, labels in enumerate(named[split]) if label in labels)
+    return [rows[split][place]["id"] for split, place in itertools.islice(places, _EXAMPLES)]
 
 
 def _doubtful(rows: Dataset, task: Task, features: np.ndarray) -> list[Finding]:

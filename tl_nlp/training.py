@@ -12,9 +12,11 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -132,10 +134,30 @@ def _given(prepared: Prepared, frozen: Frozen | None) -> Given:
     rows, n_rows = prepared.rows, len(prepared.rows["train"])
     learned, encoded = sampled(n_rows, baselines.MAX_ROWS), sampled(n_rows, baselines.MAX_FROZEN)
     states = {}
-    if frozen is not None:
+    if prepared.recipe.task.head == "select":
+        encoded = learned
+        states = _sentence_states(
+            prepared, {name: r.select(learned) if name == "train" else r for name, r in rows.items()}
+        )
+    elif frozen is not None:
         for split, theirs in rows.items():
             states[split] = frozen.of(split, encoded if split == "train" else np.arange(len(theirs)))
     return given(prepared.recipe.task, rows, states, learned, encoded)
+
+
+def _sentence_states(prepared: Prepared, splits: dict[str, Dataset]) -> dict[str, np.ndarray]:
+    """The checkpoint's own features of every sentence of every split, of shape (sentences, hidden). Each different
+    sentence is read once and by itself, so that papers with three aspects cost no more than one."""
+    recipe, task = prepared.recipe, prepared.recipe.task
+    sentences = {split: list(chain(*task.sentences_of(references(task, rows)))) for split, rows in splits.items()}
+    place_of = {sentence: place for place, sentence in enumerate(dict.fromkeys(chain(*sentences.values())))}
+    options = {"truncation": True, "max_length": task.max_length, "return_attention_mask": False}
+    ids = prepared.tokenizer(list(place_of), **options)["input_ids"]
+    model = placed(load_base(recipe, prepared.folder), best_device())
+    pad_id, precision = prepared.tokenizer.pad_token_id or 0, recipe.training.precision
+    encoded = datasets.Dataset.from_dict({"input_ids": [[window] for window in ids]})
+    states = features.embeddings(model, encoded, pad_id, precision, "features of sentences")
+    return {split: states[[place_of[sentence] for sentence in theirs]] for split, theirs in sentences.items()}
 
 
 def steps_of(prepared: Prepared, accelerator: Accelerator) -> tuple[Steps, Predictor]:
