@@ -218,6 +218,13 @@ def test_texts_from_one_template_are_apart_where_only_equal_ones_are_duplicates(
     assert len(Files(path=path, similarity=1).load()["test"]) == 15
 
 
+def test_columns_of_the_file_with_our_own_names_are_not_taken_for_ours(tmp_path: Path) -> None:
+    rows = [{**row, "twins": 1, "keep_together": "all"} for row in review_rows(60)]
+    splits = Files(path=write(tmp_path, rows)).load()
+    assert "keep_together" not in splits["train"].column_names
+    assert len({number for split in splits.values() for number in split["twins"]}) > 30
+
+
 def test_ids_that_are_there_again_get_a_number(tmp_path: Path) -> None:
     rows = [{**row, "id": f"r{n % 30}"} for n, row in enumerate(review_rows(40))]
     splits = Files(path=write(tmp_path, rows)).load()

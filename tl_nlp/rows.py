@@ -165,7 +165,7 @@ def _renamed(table: pa.Table, data: Data, split: str) -> pa.Table:
     if data.keep_together is not None:
         _require(table, data.keep_together, "data.keep_together", split)
         sources[KEEP_TOGETHER] = data.keep_together
-    taken = {KEEP_TOGETHER, *sources, *sources.values()}
+    taken = {KEEP_TOGETHER, TWINS, *sources, *sources.values()}
     rest = {name: name for name in table.column_names if name not in taken}
     if data.keep_together is not None:
         place = table.column_names.index(data.keep_together)
