@@ -231,6 +231,9 @@ def test_ids_that_are_there_again_get_a_number(tmp_path: Path) -> None:
     ids = [row for split in splits.values() for row in split["id"]]
     assert len(set(ids)) == 40
     assert sorted(row for row in ids if " " in row) == sorted(f"r{n} (2)" for n in range(10))
+    named = ["a", "a (2)", "a", "a", *(f"b{n}" for n in range(36))]
+    splits = Files(path=write(tmp_path, [{**row, "id": name} for row, name in zip(rows, named, strict=True)])).load()
+    assert len({row for split in splits.values() for row in split["id"]}) == 40
 
 
 def test_targets_that_are_blank_or_no_number_are_rejects(tmp_path: Path) -> None:

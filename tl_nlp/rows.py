@@ -57,7 +57,8 @@ def prepare(
 def _with_ids(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
     """An id for each row, of which no two are equal: without one of its own its split and its number in the file; one
     that is there again gets a number behind it."""
-    taken: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    taken: set[str] = set()
     ready = {}
     for split, table in tables.items():
         numbers = table[NUMBER].to_pylist()
@@ -66,8 +67,13 @@ def _with_ids(tables: dict[str, pa.Table]) -> dict[str, pa.Table]:
             table = table.add_column(0, "id", pa.array([f"{split}-{number}" for number in numbers], pa.string()))
         ids = []
         for row in table["id"].to_pylist():
-            taken[row] += 1
-            ids.append(row if taken[row] == 1 else f"{row} ({taken[row]})")
+            counts[row] += 1
+            own = row
+            while own in taken:
+                own = f"{row} ({counts[row]})"
+                counts[row] += own in taken
+            taken.add(own)
+            ids.append(own)
         ready[split] = table.set_column(table.column_names.index("id"), "id", pa.array(ids, pa.string()))
     return ready
 
