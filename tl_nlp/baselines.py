@@ -43,6 +43,13 @@ class Given:
     splits: dict[str, Rows]
     frozen: dict[str, np.ndarray] = field(default_factory=dict)  # of shape (examples, hidden), or (sentences, hidden)
     frozen_rows: np.ndarray = field(default_factory=lambda: np.empty(0, int))
+    _sentences: dict[str, list[list[str]]] = field(default_factory=dict)
+
+    def sentences(self, split: str) -> list[list[str]]:
+        """The sentences of each text of a split, told apart once."""
+        if split not in self._sentences:
+            self._sentences[split] = self.task.sentences_of(self.splits[split])
+        return self._sentences[split]
 
     @property
     def scored(self) -> dict[str, Rows]:
@@ -271,12 +278,12 @@ def _frozen_sentences(known: Given) -> Answers:
 
 def _flat(known: Given, split: str) -> list[str]:
     """All sentences of a split, text by text."""
-    return [sentence for theirs in known.task.sentences_of(known.splits[split]) for sentence in theirs]
+    return [sentence for theirs in known.sentences(split) for sentence in theirs]
 
 
 def _places(known: Given, split: str) -> np.ndarray:
     """Where each sentence stands in its text, from its start and as a share of it."""
-    sentences = known.task.sentences_of(known.splits[split])
+    sentences = known.sentences(split)
     return np.asarray([[1 / (n + 1), n / len(theirs)] for theirs in sentences for n in range(len(theirs))])
 
 
@@ -289,18 +296,16 @@ def _best_sentences(known: Given, features: dict[str, Any], strengths: tuple[flo
     counts = Counter(_pairs(train))
     own = {pair for pair, count in counts.items() if count >= _OWN_MODEL}
 
-    def of(rows: Rows) -> np.ndarray:
+    def of(split: str) -> np.ndarray:
         """Which model answers for each sentence."""
-        sentences = known.task.sentences_of(rows)
-        return np.asarray(
-            [pair if pair in own else "" for pair, theirs in zip(_pairs(rows), sentences, strict=True) for _ in theirs]
-        )
+        texts = zip(_pairs(known.splits[split]), known.sentences(split), strict=True)
+        return np.asarray([pair if pair in own else "" for pair, theirs in texts for _ in theirs])
 
     is_best = []
     for worths in known.task.labels_of(train):
         least = np.sort(worths)[-min(_N_BEST, len(worths))]
         is_best += [worth >= least and worth > 0 for worth in worths]
-    best, of_train = np.asarray(is_best), of(train)
+    best, of_train = np.asarray(is_best), of("train")
 
     def answers(strength: float) -> Answers:
         models = {}
@@ -311,12 +316,12 @@ def _best_sentences(known: Given, features: dict[str, Any], strengths: tuple[flo
                 models[name] = model.fit(features["train"][mine], best[mine])
         made = {}
         for split, rows in known.scored.items():
-            of_split = of(rows)
+            of_split = of(split)
             outputs = np.zeros(len(of_split))
             for name in np.unique(of_split):
                 if name in models:
                     outputs[of_split == name] = models[name].decision_function(features[split][of_split == name])
-            ends = np.cumsum([len(sentences) for sentences in known.task.sentences_of(rows)])
+            ends = np.cumsum([len(sentences) for sentences in known.sentences(split)])
             made[split] = known.task.decode(np.split(outputs, ends[:-1]), rows, None)
         return made
 
@@ -342,7 +347,7 @@ def _pairs(rows: Rows) -> list[str]:
 def _picked(known: Given, rank: Callable[[list[str]], np.ndarray]) -> Answers:
     """The sentences that rank highest: as many as the task picks, else as many (1 to 3) as validation likes best."""
     task = known.task
-    sentences = {split: task.sentences_of(rows) for split, rows in known.scored.items()}
+    sentences = {split: known.sentences(split) for split in known.scored}
     ranks = {split: [rank(theirs) for theirs in all_theirs] for split, all_theirs in sentences.items()}
     if task.head == "select":
         return {split: task.decode(ranks[split], rows, None) for split, rows in known.scored.items()}

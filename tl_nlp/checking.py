@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.compute as pc
 
 from tl_nlp.doubts import doubtful_grades, doubtful_labels, first_of
-from tl_nlp.duplicates import SIMILARITY, plain
+from tl_nlp.duplicates import plain
 from tl_nlp.personal import personal_data
 from tl_nlp.rows import columns_of
 from tl_nlp.splits import twins_of
@@ -69,16 +69,14 @@ def check(
     rejects: list[Reject],
     tokens: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
     features: np.ndarray | None = None,
-    similarity: float = SIMILARITY,
 ) -> list[Finding]:
     """All findings, the gravest first.
 
     `tokens` gives for each split the tokens of every row and how many of them no window holds; `features`, of shape
-    (examples, hidden), are the checkpoint's states of the training rows `sampled` names, and tell doubtful labels. Two
-    texts are duplicates from `similarity` on.
+    (examples, hidden), are the checkpoint's states of the training rows `sampled` names, and tell doubtful labels.
     """
     found = [*_left_out(rejects), *_ids_again(rows), *_texts(rows), *_cut(tokens or {}, rows)]
-    found += [*_doubles(rows, similarity), *_together(rows)]
+    found += [*_doubles(rows), *_together(rows)]
     found += _constant(rows)
     named = {split: _labels_of(theirs, task) for split, theirs in rows.items()}
     if any(named.values()):
@@ -181,9 +179,9 @@ def _cut(tokens: dict[str, tuple[np.ndarray, np.ndarray]], rows: DatasetDict) ->
     return found
 
 
-def _doubles(rows: DatasetDict, similarity: float) -> list[Finding]:
+def _doubles(rows: DatasetDict) -> list[Finding]:
     """Rows that are equal or nearly equal, within splits and between them, and those of them with unlike labels."""
-    parts = {split: np.asarray(theirs[TWINS]) for split, theirs in twins_of(rows, similarity).items()}
+    parts = {split: np.asarray(theirs[TWINS]) for split, theirs in twins_of(rows).items()}
     found = []
     for split, blocks in parts.items():
         first = np.unique(blocks, return_index=True)[1]
@@ -192,7 +190,7 @@ def _doubles(rows: DatasetDict, similarity: float) -> list[Finding]:
             mend = "they count double; tl-nlp check RECIPE --fix DIR writes a copy without them"
             message = f"{len(again)} rows of {split} are equal or nearly equal to an earlier one"
             found.append(Finding("duplicates", "note", len(again), message, mend, _ids(rows[split], again)))
-    for earlier, split in scored_after(rows):
+    for earlier, split in _scored_after(rows):
         leaked = np.flatnonzero(np.isin(parts[split], parts[earlier]))
         if len(leaked):
             message = f"{len(leaked)} rows of {split} are equal or nearly equal to rows of {earlier}: scores flatter"
@@ -201,7 +199,7 @@ def _doubles(rows: DatasetDict, similarity: float) -> list[Finding]:
     return [*found, *_contradictions(rows["train"], parts["train"])]
 
 
-def scored_after(rows: DatasetDict) -> list[tuple[str, str]]:
+def _scored_after(rows: DatasetDict) -> list[tuple[str, str]]:
     """Pairs of splits of which the first is learned from, or chosen by, and the second is scored."""
     names = list(dict.fromkeys(("train", "validation", *rows)))
     return [(one, other) for place, one in enumerate(names[:2]) for other in names[place + 1 :]]
@@ -228,7 +226,7 @@ def _together(rows: DatasetDict) -> list[Finding]:
     if not all(KEEP_TOGETHER in theirs.column_names for theirs in rows.values()):
         return []
     found = []
-    for earlier, split in scored_after(rows):
+    for earlier, split in _scored_after(rows):
         known = set(rows[earlier][KEEP_TOGETHER]) - {None, ""}
         leaked = [place for place, value in enumerate(rows[split][KEEP_TOGETHER]) if value in known]
         if leaked:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tl_nlp.checking import spellings
-from tl_nlp.duplicates import SIMILARITY
 from tl_nlp.personal import masked
 from tl_nlp.splits import blocks_of, twins_of
 from tl_nlp.tables import write_rows
@@ -19,11 +18,11 @@ if TYPE_CHECKING:
     from tl_nlp.recipe import Task
 
 
-def write_cleaned(rows: DatasetDict, task: Task, folder: Path, similarity: float = SIMILARITY) -> dict[str, int]:
+def write_cleaned(rows: DatasetDict, task: Task, folder: Path) -> dict[str, int]:
     """Writes each split to `folder`/SPLIT.jsonl under our column names: without rejects, duplicates and rows that a
     split scored later has too or shares a value of keep_together with; labels that differ by case or spaces made one;
     personal data masked. Returns how many rows each file has."""
-    rows = twins_of(rows, similarity)
+    rows = twins_of(rows)
     shared = blocks_of(rows)
     columns = (*COLUMNS, *task.columns, KEEP_TOGETHER)
     is_labelled = task.head == "classify"

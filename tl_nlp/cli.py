@@ -193,7 +193,7 @@ def _check(arguments: argparse.Namespace) -> None:
             print(finding)
     if arguments.fix is not None:
         stream = sys.stderr if arguments.json else sys.stdout
-        sizes = write_cleaned(prepared.rows, prepared.recipe.task, arguments.fix, recipe.data.similarity)
+        sizes = write_cleaned(prepared.rows, prepared.recipe.task, arguments.fix)
         for split, n_rows in sizes.items():
             print(f"{arguments.fix / f'{split}.jsonl'}  {n_rows} rows", file=stream)
         print(f"train on them with: {' '.join(_overrides(arguments.fix, sizes, recipe))}", file=stream)

@@ -135,7 +135,7 @@ def apart(tables: dict[str, pa.Table], data: Data, rejects: Rejects) -> dict[str
 _MAX_OVERLAP = 0.01  # of a test split
 
 
-def with_twins(tables: dict[str, pa.Table], similarity: float) -> dict[str, pa.Table]:
+def with_twins(tables: dict[str, pa.Table], similarity: float = duplicates.SIMILARITY) -> dict[str, pa.Table]:
     """With the column `TWINS`: a number for each row, equal over all splits where (text, pair) are equal or nearly."""
     names = [name for name in ("text", "pair") if all(name in table.column_names for table in tables.values())]
     everything = pa.concat_tables(pa.table({name: table[name] for name in names}) for table in tables.values())
@@ -201,13 +201,13 @@ def _strata(target: pa.ChunkedArray) -> np.ndarray:
     return np.searchsorted(np.quantile(numbers, np.linspace(0.1, 0.9, 9)), numbers)
 
 
-def twins_of(rows: DatasetDict, similarity: float) -> DatasetDict:
+def twins_of(rows: DatasetDict) -> DatasetDict:
     """Rows with the column `TWINS`, which those of a recipe's data have already."""
     from datasets import DatasetDict
 
     if all(TWINS in split.column_names for split in rows.values()):
         return rows
-    tables = with_twins({name: split.with_format("arrow")[:] for name, split in rows.items()}, similarity)
+    tables = with_twins({name: split.with_format("arrow")[:] for name, split in rows.items()})
     return DatasetDict({name: split.add_column(TWINS, tables[name][TWINS].to_pylist()) for name, split in rows.items()})
 
 

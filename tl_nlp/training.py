@@ -126,7 +126,7 @@ def checked(prepared: Prepared, n_tokens: int | None = None) -> tuple[list[Findi
     for split, encoded in prepared.encoded.items():
         cut = np.asarray(encoded["cut"][:])
         tokens[split] = np.asarray([sum(windows) for windows in window_lengths(encoded)]) + cut, cut
-    return check(rows, recipe.task, prepared.rejects, tokens, states, recipe.data.similarity), frozen
+    return check(rows, recipe.task, prepared.rejects, tokens, states), frozen
 
 
 def _given(prepared: Prepared, frozen: Frozen | None) -> Given:
