@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _SMALLEST_SLICE = 20  # rows
 _MOST_SLICES = 12
 _N_MISTAKES = 20
+_OF_SCORES = ("pearson", "mean_pearson", "spearman", "rmse", "length_pearson")  # what grades are cut from
 _N_LENGTHS = 4  # quarters of the rows by length
 
 
@@ -53,6 +54,11 @@ def analyse(task: Task, predictions: list[Prediction], rows: Rows) -> dict[str, 
         found["calibration"]["brier"] = brier(shares, truth) / len(labels)
     elif task.head == "regress":
         found |= _work_saved(task, predictions, rows)
+        found["groups"] = _group_differences(task, predictions, rows)
+        if getattr(task, "lines", None):
+            before = task.score(task.with_length(predictions, rows), rows)  # type: ignore[attr-defined]
+            kept = {name: before[name] for name in _OF_SCORES if name in before}
+            found["with_length"] = intervals(kept, len(predictions), clusters(rows))
     return found
 
 
@@ -77,6 +83,21 @@ def _work_saved(task: Task, predictions: list[Prediction], rows: Rows) -> dict[s
     share = len(sure) / len(made)
     own = agreement(sure) if len(sure) >= _SMALLEST_SLICE else None
     return {"work": {"level": task.agreement, "share": share, "qwk": own, "curve": curve}}  # type: ignore[attr-defined]
+
+
+def _group_differences(task: Task, predictions: list[Prediction], rows: Rows) -> list[dict[str, Any]]:
+    """For each group of enough rows how far scores are above the references in the mean, in standard deviations of the
+    group's references, the largest difference first."""
+    groups = np.asarray([str(group) for group in rows.get("group") or []])
+    found: list[dict[str, Any]] = []
+    for group in np.unique(groups).tolist():
+        places = np.flatnonzero(groups == group)
+        if len(places) >= _SMALLEST_SLICE:
+            theirs = {column: [values[place] for place in places] for column, values in rows.items()}
+            smd = task.score([predictions[place] for place in places], theirs)["smd"]
+            value = intervals({"smd": smd}, len(places), clusters(theirs))["smd"]
+            found.append({"name": group, "rows": len(places), "metric": "smd", **value})
+    return sorted(found, key=lambda one: -abs(one["value"]))
 
 
 def _classes(labels: list[str], truth: np.ndarray, answers: np.ndarray) -> dict[str, dict[str, float]]:

@@ -83,7 +83,7 @@ def _readme(recipe: Recipe, skip: list[str]) -> str:
     if "CHECKPOINT" in lines:
         name = recipe.checkpoint.name
         note += f" CHECKPOINT is the folder of {name if name.startswith('package:') else 'what it was trained on'}."
-    elif recipe.method.opens_with == "tl_nlp":
+    elif _needs_package(recipe):
         note += " It needs tl_nlp, which finds the checkpoint itself."
     return (
         f"# {recipe.name}\n\n{recipe.task.kind} by method {recipe.method.kind}, made with tl_nlp.{note}\n\n"
@@ -94,7 +94,7 @@ def _readme(recipe: Recipe, skip: list[str]) -> str:
 def _loading(recipe: Recipe, skip: list[str]) -> str:
     auto_class = head_of(recipe.task).auto_class
     tokenizer = 'tokenizer = AutoTokenizer.from_pretrained(".")'
-    if recipe.method.opens_with == "tl_nlp":
+    if _needs_package(recipe):
         return 'from tl_nlp import Predictor\n\npredictor = Predictor.load(".")'
     if recipe.method.opens_with == "transformers":
         model = f'model = {auto_class}.from_pretrained(".")'
@@ -106,6 +106,10 @@ def _loading(recipe: Recipe, skip: list[str]) -> str:
         f"from peft import PeftModel\nfrom transformers import {auto_class}, AutoTokenizer{more}\n\n{model}\n"
         f'model = PeftModel.from_pretrained(model, ".")\n{tokenizer}'
     )
+
+
+def _needs_package(recipe: Recipe) -> bool:
+    return recipe.method.opens_with == "tl_nlp" or head_of(recipe.task).is_own
 
 
 def _base_options(recipe: Recipe, skip: list[str]) -> list[str]:

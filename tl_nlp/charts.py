@@ -89,9 +89,18 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def whiskers(names: Sequence[str], values: Sequence[dict[str, float]], label: str, marked: int | None = None) -> str:
-    """Values with their intervals, one a line, the first on top, as SVG; the `marked` one stands out."""
+def whiskers(
+    names: Sequence[str],
+    values: Sequence[dict[str, float]],
+    label: str,
+    marked: int | None = None,
+    zero: bool = False,
+) -> str:
+    """Values with their intervals, one a line, the first on top, as SVG; the `marked` one stands out, and so does 0
+    where it is what values should be."""
     figure, (axes,) = _figure(6.4, 0.9 + 0.36 * len(names))
+    if zero:
+        axes.axvline(0, color=GREY, linestyle="--", linewidth=1)
     for place, one in enumerate(values):
         low, high = one.get("low", one["value"]), one.get("high", one["value"])
         is_marked = place == marked
@@ -148,6 +157,21 @@ def lines(series: dict[str, tuple[Sequence[float], Sequence[float]]], x_label: s
     axes.ticklabel_format(useOffset=False)
     if len(series) > 1:
         axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def bars(names: Sequence[str], counts: Sequence[float], marked: int, label: str) -> str:
+    """Bars by name from left to right, as SVG; the `marked` one stands out."""
+    figure, (axes,) = _figure(6.4, 2.6)
+    axes.grid(False, axis="x")
+    places = range(len(names))
+    axes.bar(places, counts, color=[ORANGE if place == marked else BLUE for place in places], width=0.85)
+    axes.annotate(
+        "this text", (marked, counts[marked]), (0, 4), textcoords="offset points", ha="center", size=9, color=ORANGE
+    )
+    every = -(-len(names) // 16)  # names stay apart
+    axes.set_xticks(places[::every], [_short(name, 14) for name in names[::every]])
+    axes.set(xlabel=label, ylabel="texts", ylim=(0, max(1, max(counts)) * 1.15))
     return _svg(figure)
 
 

@@ -66,7 +66,8 @@ def compute(
             states = (states * mask[:, :, None]).sum(axis=1, keepdims=True) / mask.sum(axis=1)[:, None, None]
         for row, window, n_tokens in zip(rows, states, mask.sum(axis=1), strict=True):
             windows_of[row].append(window[: 1 if first_only or means else n_tokens].copy())
-    columns = {name: encoded[name][:] for name in encoded.column_names if name in ("labels", "sentence_ids")}
+    kept = ("labels", "sentence_ids", "surface", "group")
+    columns = {name: encoded[name][:] for name in encoded.column_names if name in kept}
     return Features({"features": windows_of, "lengths": lengths, **columns}, lengths)
 
 
@@ -148,9 +149,11 @@ def _states(
 
 
 def reads_means(model: Any, head: Head) -> bool:
-    """Whether each window's mean state tells the head as much as all its states: not where dropout draws for each."""
-    between = (part for part in model.children() if isinstance(part, nn.Dropout))
-    return head.reads_means and not any(part.p for part in between)
+    """Whether each window's mean state tells the head as much as all its states: not where dropout draws for each of
+    them, nor where the checkpoint's own head bends each before its last layer."""
+    last = head_modules(model)[-1:]
+    above = [part for name, part in model.named_children() if name not in (model.base_model_prefix, *last)]
+    return head.reads_means and all(isinstance(part, nn.Dropout) and not part.p for part in above)
 
 
 def _reads_first_only(model: Any) -> bool:

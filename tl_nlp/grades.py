@@ -1,8 +1,10 @@
-"""From scores to grades: where they are cut, how far they may be off, and which of them a teacher should read."""
+"""From scores to grades: where they are cut, how far they may be off, which of them a teacher should read, and what of
+them goes with the length of a text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -82,3 +84,50 @@ def most_error(truth: np.ndarray, grades: np.ndarray, groups: Sequence[str], err
         if mean_qwk(truth[taken], grades[taken], np.asarray(groups)[taken].tolist()) >= level:
             return most
     return 0.0
+
+
+Line = tuple[float, float]
+"""How much a score rises with one more unit of the log of words, and the mean of that log."""
+
+
+def log_words(texts: Sequence[str]) -> np.ndarray:
+    return np.log1p([len(text.split()) for text in texts])
+
+
+def fit_line(shares: np.ndarray, log_length: np.ndarray) -> Line:
+    """The line with the least squared distance from scores; level where all texts have one length."""
+    spread = log_length - log_length.mean()
+    slope = float(spread @ shares / (spread @ spread)) if np.ptp(log_length) > 0 else 0.0
+    return round(slope, 6), round(float(log_length.mean()), 6)
+
+
+def share_counts(shares: np.ndarray, n_levels: int) -> tuple[int, ...]:
+    """How many grades are at each of so many levels, or in each of `MOST_BARS` equal parts of a longer scale."""
+    n_bars = max(2, min(n_levels, MOST_BARS))
+    return tuple(np.bincount(np.rint(shares * (n_bars - 1)).astype(int), minlength=n_bars).tolist())
+
+
+MOST_BARS = 31
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A grade among those that were given: bars by name, the bar it is in, and the shares in lower ones and in its."""
+
+    names: list[str]
+    counts: tuple[int, ...]
+    place: int
+    lower: float
+    same: float
+
+    @property
+    def n_grades(self) -> int:
+        return sum(self.counts)
+
+    @classmethod
+    def of(cls, counts: tuple[int, ...], low: float, high: float, grade: float) -> Standing:
+        place = round((grade - low) / (high - low) * (len(counts) - 1))
+        width = (high - low) / (len(counts) - 1)
+        n_grades = max(sum(counts), 1)
+        names = [f"{low + number * width:.3g}" for number in range(len(counts))]
+        return cls(names, counts, place, sum(counts[:place]) / n_grades, counts[place] / n_grades)

@@ -1,8 +1,8 @@
 """The small closed set of heads: a loss as (sum, count), and inference as numpy, for each kind of output.
 
 A head knows no text and no label names. Its model is one of transformers' own classes, so artifacts open without this
-package. Windows of one row are pooled here: an example's logits are the mean of its windows' logits, weighted by their
-lengths.
+package, but for those that end in a `Document`. Windows of one row are pooled here: an example's logits are the mean of
+its windows' logits, weighted by their lengths, where nothing else is said.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tl_nlp import document
 from tl_nlp.errors import RecipeError
 from tl_nlp.recipe import Training
 
 Batch = dict[str, Tensor]
 """`input_ids` (or `inputs_embeds`) and `attention_mask` of shape (windows, tokens); of shape (windows,): `rows`, the
-index of each window's example, and `lengths`, the tokens it stands for; `n_rows`; with targets `labels` of shape
-(examples, ...)."""
+index of each window's example, and `lengths`, the tokens it stands for; `n_rows`; where the task counts them `surface`
+of shape (examples, features) and `group` of shape (examples,); with targets `labels` of shape (examples, ...)."""
 
 _INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids")
 
@@ -79,6 +80,15 @@ class Head:
     reads_means = False
     """Whether it reads no more of a window's states than their mean, so that this one stands for all."""
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it has layers that transformers does not know."""
+        return False
+
+    def install(self, model: Any) -> None:
+        """Puts layers of its own in the place of the model's. Raises RecipeError for a model that has no place."""
+        return
+
     def logits(self, model: Any, batch: Batch) -> Tensor:
         """What the loss and the inference are computed from, the first dimension being the examples."""
         raise NotImplementedError
@@ -121,16 +131,36 @@ class Pooled(Head):
 
     `pooling` "checkpoint" is what the checkpoint's own classification class does (BERT: its first token through the
     pooler). "mean" averages the logits of all tokens, which equals a linear layer on the mean of their states.
+    "attention" and "transformer" weigh a text's windows, by a `Document` of at most `max_windows`, and so does whatever
+    reads `n_surface` features of its surface, with weights of their own for `n_groups` groups.
     """
 
-    def __init__(self, pooling: str = "checkpoint"):
-        self.by_token = self.reads_means = pooling == "mean"
+    def __init__(self, pooling: str = "checkpoint", max_windows: int = 1, n_surface: int = 0, n_groups: int = 0):
+        self.by_token = self.reads_means = pooling != "checkpoint"
         self.auto_class = f"AutoModelFor{'Token' if self.by_token else 'Sequence'}Classification"
+        self._document = None
+        if pooling in ("attention", "transformer") or n_surface:
+            self._document = {
+                "pooling": pooling,
+                "max_windows": max_windows,
+                "n_surface": n_surface,
+                "n_groups": n_groups,
+            }
+
+    @property
+    def is_own(self) -> bool:
+        return self._document is not None
+
+    def install(self, model: Any) -> None:
+        if self._document is not None:
+            document.insert(model, **self._document)
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
         """Logits of shape (examples, outputs)."""
         mask, rows = batch["attention_mask"], batch["rows"]
         logits = _forward(model, batch)
+        if self._document is not None:
+            return document.document_of(model)(logits, batch).float()
         if self.by_token:
             # a window counts by its tokens, also where fewer states stand for them
             share = batch["lengths"] / mask.sum(1) if "inputs_embeds" in batch else torch.ones_like(rows)
@@ -198,8 +228,8 @@ class Regress(Pooled):
     `loss` "huber" grows by the distance alone beyond `_HUBER` (Huber 1964), so that odd grades pull less.
     """
 
-    def __init__(self, pooling: str = "checkpoint", loss: str = "squared"):
-        super().__init__(pooling)
+    def __init__(self, pooling: str = "checkpoint", loss: str = "squared", **shape: Any):
+        super().__init__(pooling, **shape)
         self.is_huber = loss == "huber"
 
     def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
@@ -246,8 +276,8 @@ class Ordinal(Regress):
     NaN where there is none. Infers the expected level as a share of the scale.
     """
 
-    def __init__(self, pooling: str = "checkpoint", n_levels: int = 2):
-        super().__init__(pooling)
+    def __init__(self, pooling: str = "checkpoint", n_levels: int = 2, **shape: Any):
+        super().__init__(pooling, **shape)
         self.n_levels = n_levels
 
     def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:

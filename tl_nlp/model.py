@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from tl_nlp import document
 from tl_nlp.errors import CheckpointError, HardwareError, RecipeError
 from tl_nlp.families import blocks, head_modules, in_head, within_block, without_peft
 from tl_nlp.heads import head_of
@@ -94,7 +95,9 @@ def _skeleton(recipe: Recipe, folder: Path) -> Any:
         for name in _dropouts(config):
             setattr(config, name, recipe.training.dropout)
     with torch.device("meta"):
-        return auto_class.from_config(config, attn_implementation="eager")
+        skeleton = auto_class.from_config(config, attn_implementation="eager")
+    head_of(recipe.task).install(skeleton)
+    return skeleton
 
 
 def _dropouts(config: Any) -> list[str]:
@@ -141,10 +144,12 @@ def load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
     """
     import torch
 
-    skeleton = _skeleton(recipe, folder)
+    skeleton, of_task = _skeleton(recipe, folder), head_of(recipe.task)
     head = head_modules(skeleton)
     if recipe.checkpoint.random and not trained:
-        return type(skeleton)._from_config(skeleton.config, attn_implementation=_attention())
+        model = type(skeleton)._from_config(skeleton.config, attn_implementation=_attention())
+        of_task.install(model)
+        return model
     try:
         model, info = type(skeleton).from_pretrained(
             str(folder),
@@ -159,12 +164,16 @@ def load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"the weights in {folder} cannot be loaded: {first_line(error)}") from None
     fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    lost = [key for key in fresh if trained or not in_head(key, head)]
+    replaced = head[-1:] if of_task.is_own else []  # what is in its place is read below
+    lost = [key for key in fresh if not in_head(key, replaced if trained else head)]
     if lost:
         raise CheckpointError(
             f"{folder} lacks {len(lost)} weights that a {type(model).__name__} has, {lost[0]} among "
             "them, so it is damaged or of another shape"
         )
+    of_task.install(model)
+    if trained and of_task.is_own:
+        document.read(model, folder)
     for name in head:  # what is trained is float32
         model.get_submodule(name).to(torch.float32)
         model.get_submodule(name).register_forward_pre_hook(_as_float32)

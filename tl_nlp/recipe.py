@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Rows = dict[str, list[Any]]  # column name to values, all of one length
 
-Pooling = Literal["checkpoint", "mean"]
+Pooling = Literal["checkpoint", "mean", "attention", "transformer"]
 """How an encoder's states become one answer: as the checkpoint's own classification class does (BERT: the first token
 through its pooler), or as the mean over all tokens, which sentence encoders were trained for."""
 TestSplit = Annotated[str, Field(pattern="^test_[A-Za-z0-9_-]+$")]

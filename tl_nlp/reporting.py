@@ -12,6 +12,7 @@ from tl_nlp.evaluation import read_predictions
 from tl_nlp.run import Run
 
 _N_CHARACTERS = 300  # of a text that was mistaken
+_MOST_UNEVEN = 0.15  # standard deviations that a group's mean may be off (Williamson et al. 2012)
 _MOST_LABELS = 40  # that a confusion matrix is drawn for
 _N_CONFUSED = 15  # pairs of labels that are told where they are more
 
@@ -53,6 +54,10 @@ def _content(run: Run) -> dict[str, Any]:
         drawings["reliability"] = charts.reliability_curve(test["calibration"]["reliability"])
         points = [one["answered"] for one in curve], [one["accuracy"] for one in curve]
         drawings["risk_coverage"] = charts.lines({"accuracy": points}, "share answered, surest first", "share right")
+    groups = test.get("groups", [])
+    if groups:
+        names = [f"{one['name']} ({one['rows']})" for one in groups]
+        drawings["groups"] = charts.whiskers(names, groups, "standardised mean difference", zero=True)
     if "work" in test:
         points = [one["share"] for one in test["work"]["curve"]], [one["value"] for one in test["work"]["curve"]]
         drawings["work"] = charts.lines({"qwk": points}, "share graded without a teacher", "QWK with the teacher")
@@ -75,6 +80,7 @@ def _content(run: Run) -> dict[str, Any]:
             one: n_rows for one, n_rows in results["baseline_rows"].items() if n_rows < data["splits"]["train"]["rows"]
         },
         "confused": _confused(test),
+        "uneven": [one["name"] for one in groups if abs(one["value"]) > _MOST_UNEVEN],
         "drawings": {key: drawing for key, drawing in drawings.items() if drawing},
         "mistakes": _mistakes(run, test["mistakes"]),
         "temperature": getattr(run.trained_recipe().task, "temperature", None) if "calibration" in test else None,

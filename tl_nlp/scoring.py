@@ -66,6 +66,9 @@ class ScoreMetrics(_Metric):
     """pearson (mean_pearson over the groups), spearman, rmse and smd of numbers; of the grades they are taken for, in
     whole steps of the scale, qwk (mean over the groups), qwk_pooled, and how often they are equal or one step apart.
 
+    With `length`, the log of each text's words: length_pearson, how far scores go with it, and for comparison
+    reference_length_pearson, how far references do (means over the groups).
+
     With `raters`, grades of two people or more for each row (NaN where one has given none): how far these agree, as
     human_qwk and so on, and prmse. Of more than two raters the first two are compared.
     """
@@ -86,6 +89,7 @@ class ScoreMetrics(_Metric):
         step: float,
         grades: np.ndarray,
         raters: np.ndarray | None = None,
+        length: np.ndarray | None = None,
     ) -> Metrics:
         r, p = np.asarray(references), np.asarray(predictions)
         steps_r, steps_p = (np.rint((values - np.asarray(lows)) / step) for values in (r, grades))
@@ -100,6 +104,9 @@ class ScoreMetrics(_Metric):
             "exact_agreement": metrics.agreement(steps_r, steps_p),
             "adjacent_agreement": metrics.agreement(steps_r, steps_p, 1),
         }
+        if length is not None:
+            found["length_pearson"] = metrics.mean_over(metrics.pearson, length, p, groups)
+            found["reference_length_pearson"] = metrics.mean_over(metrics.pearson, length, r, groups)
         return found if raters is None else found | _of_people(r, p, np.asarray(groups), raters, step)
 
 

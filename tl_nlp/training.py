@@ -257,10 +257,13 @@ def _look_at(run: Run, prepared: Prepared) -> Given:
         splits[name] = {"rows": len(rows), "fingerprint": fingerprint(rows)}
         if counts := label_counts(rows, prepared.recipe.task):
             splits[name]["labels"] = counts
+    cut = {name: int(sum(encoded["cut"])) for name, encoded in prepared.encoded.items()}
+    read = {name: sum(map(sum, window_lengths(encoded))) for name, encoded in prepared.encoded.items()}
     run.write_data(
         {
             "splits": splits,
-            "tokens_cut": {name: int(sum(encoded["cut"])) for name, encoded in prepared.encoded.items()},
+            "tokens_cut": cut,
+            "tokens_seen": {name: 1 - cut[name] / (cut[name] + read[name]) for name in cut},
             "rejects": len(prepared.rejects),
             "findings": [asdict(finding) for finding in findings],
             "seconds": round(seconds, 1),

@@ -6,12 +6,15 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import pyarrow.parquet
 
+from tl_nlp import charts
+from tl_nlp.attribution import sentence_effects
 from tl_nlp.errors import RecipeError, TLError
 from tl_nlp.prediction import Predictor
 from tl_nlp.run import Run
@@ -80,13 +83,14 @@ def _tab(run: Run | None, predictor: Predictor) -> None:
     def answer(group: str | None, pair: str | None, text: str | None) -> Any:
         text = text or ""
         with _as_message():
-            if len(text) > MAX_CHARACTERS:
-                raise gr.Error(f"The text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read.")
+            _refuse_long(text)
             columns = {"group": [group]} if group else {}
             prediction = predictor([text], [pair] if pair and pair.strip() else None, **columns)[0]
-            return show(prediction, text)
+            return show(prediction, text, group or "")
 
     gr.on([button.click, text.submit], answer, [group, pair, text], outputs, api_name=False)
+    if recipe.task.head == "regress":
+        _moved_by(predictor, group, pair, text)
     if examples:
         shown = {"group": group if groups else None, "pair": pair if has_pair else None, "text": text}
         filled = {name: component for name, component in shown.items() if component is not None}
@@ -108,6 +112,44 @@ def _tab(run: Run | None, predictor: Predictor) -> None:
             upload = gr.File(label="CSV", file_types=[".csv"])
             download = gr.File(label="Predictions", interactive=False)
         gr.Button("Predict the file").click(batch, upload, download, api_name=False)
+
+
+def _refuse_long(text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise gr.Error(f"The text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read.")
+
+
+def _moved_by(predictor: Predictor, group: gr.Component, pair: gr.Component, text: gr.Component) -> None:
+    """A button that shows which sentences moved the grade, each by what the score would be without it."""
+    traits = list(getattr(predictor.task, "traits", ()))
+
+    def explain(group: str | None, pair: str | None, text: str | None, trait: str) -> Any:
+        text = text or ""
+        with _as_message():
+            _refuse_long(text)
+            columns = {"group": group} if group else {}
+            parts = sentence_effects(predictor, text, pair if pair and pair.strip() else None, **columns)
+        effects = [part.effect[trait] if part.effect else None for part in parts]
+        most = max((abs(effect) for effect in effects if effect is not None), default=0.0) or 1.0
+        spans = [
+            (part.text, None if effect is None else effect / most) for part, effect in zip(parts, effects, strict=True)
+        ]
+        told = [(effect, part.text) for part, effect in zip(parts, effects, strict=True) if effect is not None]
+        table = [[f"{effect:+.2f}", sentence] for effect, sentence in sorted(told, key=lambda one: -abs(one[0]))]
+        return spans, table[:_MOST_MOVERS]
+
+    with gr.Accordion("Which sentences moved the grade?", open=False):
+        gr.Markdown("The text is read again without each sentence: blue ones raise the score, orange ones lower it.")
+        trait = gr.Dropdown(traits, value=traits[0], label="Trait", visible=len(traits) > 1)
+        button = gr.Button("Show")
+        marked = gr.HighlightedText(
+            label="Sentences", show_legend=True, color_map={"-1": "#d55e00", "1": "#0072b2"}, combine_adjacent=False
+        )
+        table = gr.Dataframe(label="The score is so much higher for it", headers=["points", "sentence"], wrap=True)
+        button.click(explain, [group, pair, text, trait], [marked, table], api_name=False)
+
+
+_MOST_MOVERS = 10
 
 
 @contextmanager
@@ -143,7 +185,7 @@ def _examples(run: Run | None) -> list[dict[str, str]]:
     return table.select(shown)[:_N_EXAMPLES].to_pylist()
 
 
-def _answer(predictor: Predictor) -> tuple[list[Any], Callable[[Prediction, str], Any]]:
+def _answer(predictor: Predictor) -> tuple[list[Any], Callable[[Prediction, str, str], Any]]:
     """The components that show this task's predictions, and what fills them."""
     head = predictor.task.head
     if head == "classify":
@@ -152,12 +194,13 @@ def _answer(predictor: Predictor) -> tuple[list[Any], Callable[[Prediction, str]
         return [gr.Textbox(label="Labels"), gr.Label(label="Probabilities", num_top_classes=10)], _show_labels
     if head == "regress":
         columns = ["trait", "grade", "score", "give or take"]
-        return [gr.Dataframe(label="Grades", headers=columns, interactive=False), gr.Markdown()], _show_scores
+        shown = [gr.Dataframe(label="Grades", headers=columns, interactive=False), gr.Markdown(), gr.HTML()]
+        return shown, partial(_show_scores, predictor.task)
     if head == "select":
         summary = gr.Textbox(label="Summary", lines=3)
         marked = gr.HighlightedText(label="Chosen sentences", color_map={"chosen": "#b45309"}, show_legend=False)
 
-        def show(prediction: Prediction, text: str) -> Any:
+        def show(prediction: Prediction, text: str, group: str) -> Any:
             assert isinstance(prediction, Text)
             chosen = set(prediction.sentences or [])
             sentences = predictor.task.sentences(text)  # type: ignore[attr-defined]
@@ -168,26 +211,42 @@ def _answer(predictor: Predictor) -> tuple[list[Any], Callable[[Prediction, str]
     return [gr.Textbox(label="Summary", lines=3)], _show_text
 
 
-def _show_label(prediction: Prediction, text: str) -> Any:
+def _show_label(prediction: Prediction, text: str, group: str) -> Any:
     assert isinstance(prediction, Label)
     return prediction.probabilities
 
 
-def _show_labels(prediction: Prediction, text: str) -> Any:
+def _show_labels(prediction: Prediction, text: str, group: str) -> Any:
     assert isinstance(prediction, Labels)
     return ", ".join(prediction.labels) or "none", prediction.probabilities
 
 
-def _show_scores(prediction: Prediction, text: str) -> Any:
+def _show_scores(task: Any, prediction: Prediction, text: str, group: str) -> Any:
     assert isinstance(prediction, Scores)
     grades, margins = prediction.grades or {}, prediction.margins or {}
     table = [
         [trait, grades.get(trait), round(score, 2), round(margins[trait], 2) if trait in margins else None]
         for trait, score in prediction.scores.items()
     ]
-    return table, "A teacher should read this one." if prediction.unsure else ""
+    told, drawn = _compared(task, grades, group)
+    return table, " ".join(["**A teacher should read this one.**"] * bool(prediction.unsure) + told), drawn
 
 
-def _show_text(prediction: Prediction, text: str) -> Any:
+def _compared(task: Any, grades: dict[str, float], group: str) -> tuple[list[str], str]:
+    """Where grades stand among those that were given in training: in words, and drawn."""
+    told, drawn = [], ""
+    for trait, grade in grades.items():
+        if (standing := task.standing(trait, grade, group)) is None:
+            continue
+        name = f"{trait}: " if len(grades) > 1 else ""
+        told.append(
+            f"{name}{standing.lower:.0%} of the {standing.n_grades:,} graded texts{f' of {group}' if group else ''} "
+            f"have a lower grade, {standing.same:.0%} the same."
+        )
+        drawn += charts.bars(standing.names, standing.counts, standing.place, f"{name}grade")
+    return told, drawn
+
+
+def _show_text(prediction: Prediction, text: str, group: str) -> Any:
     assert isinstance(prediction, Text)
     return prediction.text

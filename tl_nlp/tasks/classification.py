@@ -39,7 +39,7 @@ class Classification(Task):
         return self.model_copy(update={"labels": tuple(found)})
 
     def head_settings(self) -> dict[str, Any]:
-        return {"pooling": self.pooling}
+        return {"pooling": self.pooling, "max_windows": self.max_windows}
 
     def faults(self, rows: dict[str, list[Any]]) -> dict[int, str]:
         known, mend = set(self.labels), "add it to task.labels, or map it with data.values"

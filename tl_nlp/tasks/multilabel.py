@@ -33,7 +33,7 @@ class Multilabel(Task):
         return self.model_copy(update={"labels": tuple(found)})
 
     def head_settings(self) -> dict[str, Any]:
-        return {"pooling": self.pooling}
+        return {"pooling": self.pooling, "max_windows": self.max_windows}
 
     def faults(self, rows: dict[str, list[Any]]) -> dict[int, str]:
         if not self.labels:

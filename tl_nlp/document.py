@@ -1,0 +1,142 @@
+"""A layer that reads a whole text: its windows pooled, and what was counted on its surface beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tl_nlp.errors import CheckpointError, RecipeError
+from tl_nlp.families import head_modules, without_peft
+
+N_HEADS = 4  # of attention over windows
+
+
+class Document(nn.Module):
+    """Logits of shape (examples, outputs), in the place of a checkpoint's linear layer.
+
+    A window is the mean of its tokens' states. Windows are pooled by their lengths ("mean"), by what a small network
+    thinks of each ("attention": Yang et al. 2016, https://aclanthology.org/N16-1174, equations 5 to 7, from the mean
+    on), or by their lengths after a transformer block over them ("transformer"). Surface features stand beside the
+    pooled states, and a linear layer reads both; each group adds to it what sets it apart, from nothing on.
+    """
+
+    def __init__(
+        self, n_hidden: int, n_outputs: int, pooling: str, max_windows: int, n_surface: int = 0, n_groups: int = 0
+    ):
+        super().__init__()
+        self.n_surface = n_surface
+        if pooling == "attention":
+            last = nn.Linear(n_hidden // 2, 1)
+            nn.init.zeros_(last.weight)
+            self.weigh = nn.Sequential(nn.Linear(n_hidden, n_hidden // 2), nn.Tanh(), last)
+        elif pooling == "transformer":
+            self.positions = _at_rest(nn.Embedding(max_windows, n_hidden))
+            self.between = _Block(n_hidden)
+        self.norm = nn.LayerNorm(n_hidden)
+        self.linear = nn.Linear(n_hidden + n_surface, n_outputs)
+        # for each group, the first for those not known: of states, surface and a constant
+        n_read = n_hidden + n_surface + 1
+        self.own = _at_rest(nn.Embedding(n_groups + 1, n_outputs * n_read)) if n_groups else None
+
+    def forward(self, states: Tensor, batch: dict[str, Tensor] | None = None) -> Tensor:
+        """From states of shape (windows, tokens, hidden); without a batch they pass, as the logits of their model."""
+        if batch is None:
+            return states
+        mask = batch["attention_mask"].unsqueeze(2).to(states)
+        windows = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
+        read = self.norm(self._pooled(*_laid_out(windows, batch)))
+        if self.n_surface:
+            read = torch.cat([read, batch["surface"].to(read)], 1)
+        logits = self.linear(read)
+        if self.own is not None:
+            with_constant = torch.cat([read, torch.ones_like(read[:, :1])], 1)
+            own = self.own(batch["group"]).unflatten(1, (logits.shape[1], -1))
+            logits = logits + torch.einsum("eof,ef->eo", own, with_constant)
+        return logits
+
+    def _pooled(self, windows: Tensor, lengths: Tensor) -> Tensor:
+        """Of shape (examples, hidden), from (examples, windows, hidden) and the tokens of each, 0 where none is."""
+        shares = lengths / lengths.sum(1, keepdim=True)
+        if hasattr(self, "weigh"):
+            shares = (shares.log() + self.weigh(windows)[..., 0]).softmax(1)
+        elif hasattr(self, "between"):
+            places = torch.arange(windows.shape[1], device=windows.device)
+            windows = self.between(windows + self.positions(places), lengths > 0)
+        return (windows * shares.unsqueeze(2)).sum(1)
+
+
+class _Block(nn.Module):
+    """One block of a transformer over windows, normalized before each part (Xiong et al. 2020)."""
+
+    def __init__(self, n_hidden: int):
+        super().__init__()
+        self.before_attention, self.before_feedforward = nn.LayerNorm(n_hidden), nn.LayerNorm(n_hidden)
+        self.query_key_value, self.out = nn.Linear(n_hidden, 3 * n_hidden), nn.Linear(n_hidden, n_hidden)
+        self.up, self.down = nn.Linear(n_hidden, 2 * n_hidden), nn.Linear(2 * n_hidden, n_hidden)
+
+    def forward(self, windows: Tensor, there: Tensor) -> Tensor:
+        """Of shape (examples, windows, hidden); `there` tells which windows are."""
+        parts = self.query_key_value(self.before_attention(windows)).chunk(3, -1)
+        query, key, value = (part.unflatten(-1, (N_HEADS, -1)).transpose(1, 2) for part in parts)
+        read = functional.scaled_dot_product_attention(query, key, value, attn_mask=there[:, None, None])
+        windows = windows + self.out(read.transpose(1, 2).flatten(-2))
+        return windows + self.down(functional.gelu(self.up(self.before_feedforward(windows))))
+
+
+def _at_rest(table: nn.Embedding) -> nn.Embedding:
+    """Learns from nothing on."""
+    nn.init.zeros_(table.weight)
+    return table
+
+
+def _laid_out(windows: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Windows by example: of shape (examples, windows, hidden), and their lengths, 0 where there is none."""
+    rows, n_rows = batch["rows"], int(batch["n_rows"])
+    counts = rows.bincount(minlength=n_rows)
+    places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    laid = windows.new_zeros(n_rows, int(counts.max()), windows.shape[1])
+    lengths = windows.new_zeros(laid.shape[:2])
+    laid = laid.index_put((rows, places), windows)
+    lengths[rows, places] = batch["lengths"].to(lengths)
+    return laid, lengths
+
+
+def insert(model: Any, **shape: Any) -> None:
+    """Puts a `Document` in the place of the last linear layer of a token classifier's head.
+
+    Raises RecipeError for a model whose head does not end in one.
+    """
+    name = head_modules(model)[-1]
+    old = model.get_submodule(name)
+    if not isinstance(old, nn.Linear):
+        raise RecipeError(
+            f"the head of the family {model.config.model_type!r} does not end in a linear layer", "task.pooling"
+        )
+    with old.weight.device:
+        model.set_submodule(name, Document(old.in_features, old.out_features, **shape))
+
+
+def read(model: Any, folder: Path) -> None:
+    """Fills the `Document` of a model with what `save_pretrained` wrote of it. Raises CheckpointError."""
+    prefix = f"{head_modules(model)[-1]}."
+    there: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            names = [name for name in list(tensors.keys()) if name.startswith(prefix)]
+            there |= {name[len(prefix) :]: tensors.get_tensor(name) for name in names}
+    try:
+        document_of(model).load_state_dict(there)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{folder} holds another head than its recipe tells: {str(error).splitlines()[1].strip()}"
+        ) from None
+
+
+def document_of(model: Any) -> Any:
+    """The `Document` of a model, adapted by PEFT or not."""
+    return without_peft(model).get_submodule(head_modules(model)[-1])
