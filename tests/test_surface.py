@@ -11,12 +11,12 @@ from tl_nlp.errors import RecipeError
 from tl_nlp.surface import fit_standards, measured, names, standardized
 from tl_nlp.tasks.grading import Grading
 
-ALL = ("length", "vocabulary", "punctuation", "errors")
+ALL = ("length", "vocabulary", "punctuation", "errors", "overlap")
 
 
 def counted(text: str, *families: str, language: str = "en") -> dict[str, float]:
     chosen = families or ALL
-    return dict(zip(names(chosen), measured([text], chosen, language)[0].tolist(), strict=True))
+    return dict(zip(names(chosen), measured([text], None, chosen, language)[0].tolist(), strict=True))
 
 
 def test_what_is_counted() -> None:
@@ -35,9 +35,18 @@ def test_what_is_counted() -> None:
 
 
 def test_nothing_is_counted_of_nothing_and_families_add_up() -> None:
-    assert np.isfinite(measured(["", "...", "7 8 9"], ALL, "en")).all()
-    parts = [measured(["One two. Three!"], (family,), "en")[0] for family in ALL]
-    assert np.concatenate(parts).tolist() == measured(["One two. Three!"], ALL, "en")[0].tolist()
+    assert np.isfinite(measured(["", "...", "7 8 9"], None, ALL, "en")).all()
+    parts = [measured(["One two. Three!"], None, (family,), "en")[0] for family in ALL]
+    assert np.concatenate(parts).tolist() == measured(["One two. Three!"], None, ALL, "en")[0].tolist()
+
+
+def test_overlap_is_with_the_pair() -> None:
+    text, pair = ["A stack keeps the last item on top."], ["What do stacks keep? Reference: the last items come first"]
+    found = dict(zip(names(["overlap"]), measured(text, pair, ["overlap"], "en")[0], strict=True))
+    assert found["share of the pair's words"] == pytest.approx(2 / 10)  # the, last
+    assert found["share that the pair has"] == pytest.approx(2 / 8)
+    assert found["share of the pair's stems"] == pytest.approx(1 / 4)  # stack of stacks, refer, items, first
+    assert measured(text, None, ["overlap"], "en").sum() == 0
 
 
 def test_spelling_is_that_of_the_language() -> None:
@@ -95,7 +104,10 @@ def test_joined_counts_are_learned_each_group_in_its_own_way(tiny_bert: Path, tm
     [
         ({"surface": ("length",)}, r"surface: is joined to what is pooled here"),
         ({"surface": ("length", "length"), "pooling": "mean"}, "surface: names a family twice"),
-        ({"surface": ("style",), "pooling": "mean"}, r"surface.*'length', 'vocabulary', 'punctuation' or 'errors'"),
+        (
+            {"surface": ("style",), "pooling": "mean"},
+            r"surface.*'length', 'vocabulary', 'punctuation', 'errors' or 'overlap'",
+        ),
         ({"language": "de"}, r"language: is that of task.surface"),
         ({"surface": ("errors",), "pooling": "mean", "language": "xx"}, "language: 'xx' does not fit"),
     ],
@@ -103,6 +115,12 @@ def test_joined_counts_are_learned_each_group_in_its_own_way(tiny_bert: Path, tm
 def test_choices_that_would_do_nothing_are_refused(choices: dict, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         Grading(**choices)
+
+
+def test_overlap_needs_pairs(tiny_bert: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(tiny_bert, essays_told_by_commas(tmp_path), "grading")
+    with pytest.raises(RecipeError, match=r"task.surface: overlap is with the pair, and the rows have none"):
+        train(recipe.override("task.pooling=mean", 'task.surface=["overlap"]'))
 
 
 def test_length_is_taken_out_of_scores(tiny_bert: Path, tmp_path: Path) -> None:

@@ -117,6 +117,8 @@ def _base_options(recipe: Recipe, skip: list[str]) -> list[str]:
     options = [f"num_labels={len(recipe.task.outputs())}"] if recipe.task.outputs() else []
     if recipe.checkpoint.revision and _is_on_hub(recipe.checkpoint.name):
         options.append(f"revision={recipe.checkpoint.revision!r}")
+    if recipe.checkpoint.blocks is not None:
+        options.append(f"num_hidden_layers={recipe.checkpoint.blocks}")
     load_in = recipe.checkpoint.load_in
     if load_in in ("int8", "nf4"):
         bits = quantization_options(load_in, skip)

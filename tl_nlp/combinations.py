@@ -43,6 +43,12 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
         yield f"training.{field}", is_set and task.head not in heads, told
 
     writes = task.head == "generate"
+    dropout = getattr(task, "dropout", 0.0)
+    yield (
+        "task.dropout",
+        dropout > 0 and task.pooling == "checkpoint",  # type: ignore[attr-defined]
+        "is of states that are pooled here; task.pooling=mean, or training.dropout for the checkpoint's own",
+    )
     no_head = f"task {task.kind} writes through the checkpoint's embeddings and has no head of its own"
     yield "training.head_lr", writes and training.head_lr is not None, no_head
     yield "method.head_epochs", writes and method.head_epochs > 0, f"{no_head}; method.head_epochs=0"
@@ -79,7 +85,7 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
         method.kind == "prefix" and training.gradient_checkpointing,
         "does not go with method prefix, whose keys and values are a cache",
     )
-    no_dropout = training.dropout == 0 and not getattr(method, "dropout", 0.0)
+    no_dropout = training.dropout == 0 and not getattr(method, "dropout", 0.0) and not dropout
     yield "training.r_drop", training.r_drop > 0 and no_dropout, "compares dropouts, and training.dropout=0"
     yield (
         "training.reinit_blocks",

@@ -22,14 +22,23 @@ class Document(nn.Module):
     A window is the mean of its tokens' states. Windows are pooled by their lengths ("mean"), by what a small network
     thinks of each ("attention": Yang et al. 2016, https://aclanthology.org/N16-1174, equations 5 to 7, from the mean
     on), or by their lengths after a transformer block over them ("transformer"). Surface features stand beside the
-    pooled states, and a linear layer reads both; each group adds to it what sets it apart, from nothing on.
+    pooled states, and a linear layer reads both; each group adds to it what sets it apart, from nothing on. Dropout of
+    pooled states is what holds so many weights on few texts: for a linear layer it is a ridge penalty (Wager et al.
+    2013, https://arxiv.org/abs/1307.1493).
     """
 
     def __init__(
-        self, n_hidden: int, n_outputs: int, pooling: str, max_windows: int, n_surface: int = 0, n_groups: int = 0
+        self,
+        n_hidden: int,
+        n_outputs: int,
+        pooling: str,
+        max_windows: int,
+        dropout: float = 0.0,
+        n_surface: int = 0,
+        n_groups: int = 0,
     ):
         super().__init__()
-        self.n_surface = n_surface
+        self.n_surface, self.dropout = n_surface, dropout
         if pooling == "attention":
             last = nn.Linear(n_hidden // 2, 1)
             nn.init.zeros_(last.weight)
@@ -50,6 +59,7 @@ class Document(nn.Module):
         mask = batch["attention_mask"].unsqueeze(2).to(states)
         windows = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
         read = self.norm(self._pooled(*_laid_out(windows, batch)))
+        read = functional.dropout(read, self.dropout, self.training)
         if self.n_surface:
             read = torch.cat([read, batch["surface"].to(read)], 1)
         logits = self.linear(read)

@@ -168,7 +168,7 @@ def _reads_first_only(model: Any) -> bool:
 
 @contextmanager
 def reading_features(model: Any) -> Iterator[None]:
-    """Within the block the model takes its backbone's states, as `inputs_embeds`, in the place of tokens."""
+    """Within the block the model also takes its backbone's states, as `inputs_embeds`, in the place of tokens."""
     name = model.base_model_prefix
     backbone = getattr(model, name)
     setattr(model, name, _Cached(backbone))
@@ -179,14 +179,17 @@ def reading_features(model: Any) -> Iterator[None]:
 
 
 class _Cached(nn.Module):
-    """Answers for a backbone with the states it is given; the pooler still acts, as a part of the head."""
+    """Answers for a backbone with the states it is given, the pooler still acting, as a part of the head; given tokens
+    it lets the backbone answer."""
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
-        self.pooler = getattr(backbone, "pooler", None)
+        self.backbone, self.pooler = backbone, getattr(backbone, "pooler", None)
 
-    def forward(self, input_ids: None = None, *, inputs_embeds: Tensor, **_: Any) -> Any:
+    def forward(self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor | None = None, **more: Any) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+        if inputs_embeds is None:
+            return self.backbone(input_ids, **more)
         pooled = None if self.pooler is None else self.pooler(inputs_embeds)
         return BaseModelOutputWithPooling(last_hidden_state=inputs_embeds, pooler_output=pooled)

@@ -131,18 +131,26 @@ class Pooled(Head):
 
     `pooling` "checkpoint" is what the checkpoint's own classification class does (BERT: its first token through the
     pooler). "mean" averages the logits of all tokens, which equals a linear layer on the mean of their states.
-    "attention" and "transformer" weigh a text's windows, by a `Document` of at most `max_windows`, and so does whatever
-    reads `n_surface` features of its surface, with weights of their own for `n_groups` groups.
+    "attention" and "transformer" weigh a text's windows, by a `Document` of at most `max_windows`. So does whatever
+    drops out pooled states, or reads `n_surface` features of the surface with weights of their own for `n_groups`.
     """
 
-    def __init__(self, pooling: str = "checkpoint", max_windows: int = 1, n_surface: int = 0, n_groups: int = 0):
+    def __init__(
+        self,
+        pooling: str = "checkpoint",
+        max_windows: int = 1,
+        dropout: float = 0.0,
+        n_surface: int = 0,
+        n_groups: int = 0,
+    ):
         self.by_token = self.reads_means = pooling != "checkpoint"
         self.auto_class = f"AutoModelFor{'Token' if self.by_token else 'Sequence'}Classification"
-        self._document = None
-        if pooling in ("attention", "transformer") or n_surface:
+        self._document: dict[str, Any] | None = None
+        if pooling in ("attention", "transformer") or n_surface or dropout:
             self._document = {
                 "pooling": pooling,
                 "max_windows": max_windows,
+                "dropout": dropout,
                 "n_surface": n_surface,
                 "n_groups": n_groups,
             }

@@ -35,7 +35,8 @@ def check(recipe: Recipe, folder: Path, tokenizer: Any) -> None:
     _check_blocks(recipe, skeleton, head)
     if training.gradient_checkpointing and not skeleton.supports_gradient_checkpointing:
         raise RecipeError(f"the family {config.model_type!r} cannot do it", "training.gradient_checkpointing")
-    drops = [getattr(config, name) for name in _dropouts(config)] + [getattr(method, "dropout", 0.0)]
+    drops = [getattr(config, name) for name in _dropouts(config)]
+    drops += [getattr(part, "dropout", 0.0) for part in (method, recipe.task)]
     if training.r_drop and not any(drops):
         raise RecipeError(
             "compares two passes of unlike dropout, and the checkpoint's dropout is 0; training.dropout=0.1",
@@ -86,6 +87,8 @@ def _skeleton(recipe: Recipe, folder: Path) -> Any:
         raise RecipeError(
             "T5 overflows to NaN in float16; bfloat16 has its range: checkpoint.load_in=bfloat16", "checkpoint.load_in"
         )
+    if recipe.checkpoint.blocks is not None:
+        _keep_blocks(config, recipe.checkpoint.blocks)
     outputs = recipe.task.outputs()
     if outputs:
         config.num_labels = len(outputs)
@@ -98,6 +101,17 @@ def _skeleton(recipe: Recipe, folder: Path) -> Any:
         skeleton = auto_class.from_config(config, attn_implementation="eager")
     head_of(recipe.task).install(skeleton)
     return skeleton
+
+
+def _keep_blocks(config: Any, n_blocks: int) -> None:
+    there = getattr(config, "num_hidden_layers", 0)
+    if config.is_encoder_decoder:
+        raise RecipeError("is for encoders, and this checkpoint writes", "checkpoint.blocks")
+    if n_blocks > there:
+        raise RecipeError(f"the checkpoint has {there} blocks, not {n_blocks}", "checkpoint.blocks")
+    config.num_hidden_layers = n_blocks
+    if getattr(config, "layer_types", None):  # the kind of attention of each block
+        config.layer_types = config.layer_types[:n_blocks]
 
 
 def _dropouts(config: Any) -> list[str]:

@@ -209,6 +209,7 @@ class Checkpoint(Value):
     name: str = Field(min_length=1)
     revision: str | None = None  # on the Hub: branch, tag or commit; elsewhere: sha256 of model.safetensors
     load_in: LoadIn = "float32"  # of frozen weights; what is trained stays float32
+    blocks: int | None = Field(None, ge=1)  # keeps so many of the lowest ones, for speed (Sajjad et al. 2020)
     random: bool = False  # the architecture alone, all weights drawn from training.seed: what pretraining is worth
 
 

@@ -107,8 +107,20 @@ class Steps:
             self._learning = learning
             self._n_learning = sum(weight.numel() for name, weight in self.weights.by_name.items() if name in learning)
         self.model.train()
-        if learning <= self.weights.in_head:
+        if self.is_alone:
             backbone(self.model).eval()
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether in the last step nothing but the head learned."""
+        return self._learning is not None and self._learning <= self.weights.in_head
+
+    @property
+    def epochs_alone(self) -> float:
+        """How many whole epochs the head learns alone in, from the first."""
+        if self.weights.by_name.keys() == self.weights.in_head:
+            return math.inf
+        return self.plan.first_steps // self.plan.steps_per_epoch
 
     def _set_rates(self, step: int, rates: Rates | None) -> Rates:
         """Gives every group its share of the backbone's or the head's rate; by default those of the plan."""

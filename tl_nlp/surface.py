@@ -1,17 +1,17 @@
-"""What can be counted on the surface of a text: length, vocabulary, punctuation and errors."""
+"""What can be counted on the surface of a text: length, vocabulary, punctuation, errors, and words of its pair."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-Family = Literal["length", "vocabulary", "punctuation", "errors"]
+Family = Literal["length", "vocabulary", "punctuation", "errors", "overlap"]
 Language = Literal["en", "de", "es", "fr", "it", "nl", "pt", "ru"]
 """Languages whose spelling is known."""
 
@@ -19,14 +19,14 @@ _WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _GLUED = re.compile(r"[^\W\d_][,;!?][^\W\d_]")  # a mark without the space after it
 _MARKS = ",.?!\"';:("
-_LONG, _VERY_LONG = 7, 10  # letters
+_CONTENT, _LONG, _VERY_LONG = 5, 7, 10  # letters
 
 
 class _Seen:
-    """One text taken apart."""
+    """One text taken apart, and its pair."""
 
-    def __init__(self, text: str, language: Language):
-        self.text, self.language = text, language
+    def __init__(self, text: str, pair: str, language: Language):
+        self.text, self.pair, self.language = text, pair, language
         self.words = _WORD.findall(text)
         self.lower = [word.lower() for word in self.words]
         self.counts = Counter(self.lower)
@@ -77,6 +77,23 @@ def _errors(seen: _Seen) -> dict[str, float]:
     }
 
 
+def _overlap(seen: _Seen) -> dict[str, float]:
+    asked = {word.lower() for word in _WORD.findall(seen.pair)}
+    both = asked & seen.counts.keys()
+    long = {word for word in asked if len(word) >= _CONTENT}
+    return {
+        "share of the pair's words": len(both) / max(len(asked), 1),
+        "share of the pair's longer words": len(both & long) / max(len(long), 1),
+        "share that the pair has": len(both) / max(len(seen.counts), 1),
+        "share of the pair's stems": len(_stems(asked) & _stems(seen.counts)) / max(len(_stems(asked)), 1),
+    }
+
+
+def _stems(words: Iterable[str]) -> set[str]:
+    """The beginnings of longer words: what endings leave alone, near enough to count by."""
+    return {word[:_CONTENT] for word in words if len(word) >= _CONTENT}
+
+
 def _per_100(count: int, n_words: int) -> float:
     """A root, for counts have long tails."""
     return math.sqrt(100 * count / n_words)
@@ -95,22 +112,25 @@ _FAMILIES: dict[Family, Callable[[_Seen], dict[str, float]]] = {
     "vocabulary": _vocabulary,
     "punctuation": _punctuation,
     "errors": _errors,
+    "overlap": _overlap,
 }
 assert tuple(_FAMILIES) == get_args(Family)
 
 
-def measured(texts: Sequence[str], families: Sequence[Family], language: Language) -> np.ndarray:
+def measured(
+    texts: Sequence[str], pairs: Sequence[str] | None, families: Sequence[Family], language: Language
+) -> np.ndarray:
     """Float array of shape (texts, features): those of each family, in the order of `families`."""
     values = []
-    for text in texts:
-        seen = _Seen(text, language)
+    for text, pair in zip(texts, pairs or [""] * len(texts), strict=True):
+        seen = _Seen(text, pair or "", language)
         values.append([value for family in families for value in _FAMILIES[family](seen).values()])
     return np.asarray(values, float).reshape(len(texts), -1)
 
 
 def names(families: Sequence[Family]) -> list[str]:
     """What `measured` measures."""
-    return [name for family in families for name in _FAMILIES[family](_Seen("", "en"))]
+    return [name for family in families for name in _FAMILIES[family](_Seen("", "", "en"))]
 
 
 Standards = dict[str, tuple[tuple[float, float], ...]]

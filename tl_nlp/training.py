@@ -312,34 +312,33 @@ def _git_revision() -> str | None:
 
 
 def _fit(steps: Steps, predictor: Predictor, prepared: Prepared, run: Run) -> Progress:
-    """Trains the model, on features of its backbone where that is frozen."""
+    """Trains the model; while the head learns alone, on features of the backbone that are computed once."""
     recipe, encoded, model = prepared.recipe, prepared.encoded, predictor.model
     task, accelerator = recipe.task, steps.accelerator
-    shown = [encoded["train"], encoded["validation"]]
+    shown = {split: encoded[split] for split in ("train", "validation")}
     means = features.reads_means(model, predictor.head)
-    cached = not recipe.training.augmentation.changes_rows and features.is_cacheable(
-        model, set(steps.weights.by_name), shown, means
-    )
-    started = time.perf_counter()
+    n_alone = steps.epochs_alone
+    cached = n_alone and not recipe.training.augmentation.changes_rows
+    cached = cached and features.is_cacheable(model, steps.weights.in_head, list(shown.values()), means)
+    started, of_tokens = time.perf_counter(), steps.examples
+    states: dict[str, Encoded] = {}
     if cached:
-        encoded = {
+        states = {
             split: features.compute(
-                model,
-                encoded[split],
-                predictor.pad_id,
-                recipe.training.precision,
-                f"features of {split}",
-                means,
+                model, theirs, predictor.pad_id, recipe.training.precision, f"features of {split}", means
             )
-            for split in ("train", "validation")
+            for split, theirs in shown.items()
         }
-        steps.examples = lambda epoch: encoded["train"]
+        steps.examples = lambda epoch: states["train"] if epoch < n_alone else of_tokens(epoch)
     seconds = time.perf_counter() - started
     truth = references(task, prepared.rows["validation"])
     mine = range(accelerator.process_index, len(prepared.rows["validation"]), accelerator.num_processes)
-    shard = encoded["validation"].select(mine)
+    shards = {
+        split: theirs["validation"].select(mine) for split, theirs in (("tokens", shown), ("states", states)) if theirs
+    }
 
     def validate() -> Metrics:
+        shard = shards["states" if cached and steps.is_alone else "tokens"]
         found = gather_object(list(zip(mine, predictor.infer(shard), strict=True)))
         outputs = [output for _, output in sorted(found, key=lambda pair: pair[0])]
         decided = task.calibrated(outputs, truth)  # a rare label may never reach a threshold that is not fitted

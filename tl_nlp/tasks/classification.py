@@ -21,6 +21,7 @@ class Classification(Task):
     labels: tuple[str, ...] = ()  # default: those in the data, in order
     max_windows: int = Field(8, ge=1)
     pooling: Pooling = "checkpoint"
+    dropout: float = Field(0.0, ge=0, lt=1)  # of pooled states, before the last layer, in training
     temperature: float | None = Field(None, gt=0)  # divides logits; default: fitted on validation after the training
 
     @field_validator("labels")
@@ -39,7 +40,7 @@ class Classification(Task):
         return self.model_copy(update={"labels": tuple(found)})
 
     def head_settings(self) -> dict[str, Any]:
-        return {"pooling": self.pooling, "max_windows": self.max_windows}
+        return {"pooling": self.pooling, "max_windows": self.max_windows, "dropout": self.dropout}
 
     def faults(self, rows: dict[str, list[Any]]) -> dict[int, str]:
         known, mend = set(self.labels), "add it to task.labels, or map it with data.values"

@@ -37,6 +37,7 @@ class Grading(Scaled):
     most_error: float | None = Field(None, ge=0)  # fitted: of the scale, from which on a teacher should read
     max_windows: int = Field(8, ge=1)
     pooling: Pooling = "checkpoint"
+    dropout: float = Field(0.0, ge=0, lt=1)  # of pooled states, before the last layer, in training
     surface: tuple[Family, ...] = ()  # what is counted on the text and joined before the last layer
     language: Language = "en"  # whose spelling the errors are counted by
     standards: Standards = {}  # fitted: what is usual of each count, in each group
@@ -71,9 +72,11 @@ class Grading(Scaled):
     def _with_standards(self, train: Any) -> "Grading":
         if not self.surface or self.standards:
             return self
-        groups = groups_of({name: train[name][:] for name in ("text", "group") if name in train.column_names})
-        values = measured(train["text"][:], self.surface, self.language)
-        return self.model_copy(update={"standards": fit_standards(values, groups, _FEWEST)})
+        rows = {name: train[name][:] for name in ("text", "pair", "group") if name in train.column_names}
+        if "overlap" in self.surface and "pair" not in rows:
+            raise RecipeError("overlap is with the pair, and the rows have none (data.pair)", "task.surface")
+        values = measured(rows["text"], rows.get("pair"), self.surface, self.language)
+        return self.model_copy(update={"standards": fit_standards(values, groups_of(rows), _FEWEST)})
 
     def _with_given(self, train: Any) -> "Grading":
         if self.given:
@@ -100,7 +103,7 @@ class Grading(Scaled):
         return "ordinal" if self.loss == "ordinal" else "regress"
 
     def head_settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = {"pooling": self.pooling, "max_windows": self.max_windows}
+        settings: dict[str, Any] = {"pooling": self.pooling, "max_windows": self.max_windows, "dropout": self.dropout}
         if self.surface:
             settings |= {"n_surface": len(names(self.surface)), "n_groups": max(len(self.standards) - 1, 0)}
         return settings | ({"n_levels": self.levels or 2} if self.loss == "ordinal" else {"loss": self.loss})
@@ -114,7 +117,7 @@ class Grading(Scaled):
         encoded = text_windows(rows["text"], rows.get("pair"), tokenizer, self.max_length, self.max_windows)
         if self.surface:
             groups = groups_of(rows)
-            counted = measured(rows["text"], self.surface, self.language)
+            counted = measured(rows["text"], rows.get("pair"), self.surface, self.language)
             encoded["surface"] = standardized(counted, groups, self.standards).tolist()
             places = {group: place for place, group in enumerate(sorted(self.standards))}  # "" is the first
             encoded["group"] = [places.get(group, 0) for group in groups]

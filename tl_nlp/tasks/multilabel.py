@@ -21,6 +21,7 @@ class Multilabel(Task):
     labels: tuple[str, ...] = ()  # default: those in the data, in order
     max_windows: int = Field(8, ge=1)
     pooling: Pooling = "checkpoint"
+    dropout: float = Field(0.0, ge=0, lt=1)  # of pooled states, before the last layer, in training
     threshold: float | None = Field(None, gt=0, lt=1)  # the probability from which a label is given; default:
     thresholds: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {}  # fitted for each label on validation, 0.5 before
 
@@ -33,7 +34,7 @@ class Multilabel(Task):
         return self.model_copy(update={"labels": tuple(found)})
 
     def head_settings(self) -> dict[str, Any]:
-        return {"pooling": self.pooling, "max_windows": self.max_windows}
+        return {"pooling": self.pooling, "max_windows": self.max_windows, "dropout": self.dropout}
 
     def faults(self, rows: dict[str, list[Any]]) -> dict[int, str]:
         if not self.labels:
