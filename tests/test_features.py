@@ -1,11 +1,14 @@
 """Cached features: the same training as without them, and only where they are sound."""
 
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_recipe, write_jsonl
+from datasets import Dataset
 from safetensors.torch import load_file
 
 from tl_nlp import features, train
@@ -91,3 +94,106 @@ def test_a_glance_reads_no_more_tokens_than_it_may(tiny_bert: Path, tmp_path: Pa
     np.testing.assert_allclose(some[is_short], everything[is_short], atol=1e-5)
     assert np.abs(some[~is_short] - everything[~is_short]).max(axis=1).min() > 1e-4
     np.testing.assert_allclose(few.of("train", places), everything, atol=1e-5)
+
+
+def test_features_serve_while_the_head_learns_alone(
+    tiny_bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two epochs of the head on features, then all weights on tokens: the same as on tokens throughout."""
+    recipe = tiny_recipe(tiny_bert, reviews).override(
+        "method.head_epochs=2", "training.epochs=4", "task.pooling=mean", "task.max_length=16"
+    )
+    computed = []
+    compute = features.compute
+    monkeypatch.setattr(features, "compute", lambda *values: computed.append(1) or compute(*values))
+    cached = train(recipe)
+    assert len(computed) == 2  # training and validation rows
+    monkeypatch.setattr(features, "MAX_BYTES", 0)
+    uncached = train(recipe)
+    assert len(computed) == 2
+    assert [line["values"] for line in cached.history()] == [
+        pytest.approx(line["values"], abs=2e-3) for line in uncached.history()
+    ]
+
+
+class TestCache:
+    """Features on disk, found by content."""
+
+    @pytest.fixture
+    def read(
+        self, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[..., tuple[np.ndarray, int]]:
+        """Embeddings of texts, and how many rows were computed for them."""
+        monkeypatch.setenv("TL_NLP_CACHE", str(tmp_path / "cache"))
+        rows_computed = []
+        states = features._states
+
+        def counted(model: object, encoded: Dataset, *more: object) -> Iterator[object]:
+            rows_computed.append(len(encoded))
+            yield from states(model, encoded, *more)
+
+        monkeypatch.setattr(features, "_states", counted)
+
+        def embedded(texts: list[str], *overrides: str, precision: str = "float32") -> tuple[np.ndarray, int]:
+            recipe = tiny_recipe(tiny_bert, tmp_path, {"kind": "classification", "labels": ["x", "y"]}).override(
+                "task.max_length=16", *overrides
+            )
+            rows_computed.clear()
+            encoded = Dataset.from_dict(recipe.task.encode({"text": texts}, load_tokenizer(tiny_bert)))
+            found = features.embeddings(load_model(recipe, tiny_bert), encoded, 0, precision, "features")
+            return found, sum(rows_computed)
+
+        return embedded
+
+    def test_what_is_known_is_not_computed_again(self, read: Callable) -> None:
+        texts = ["the film is good", "some plot " * 20, "the film is good"]
+        first, n_computed = read(texts)
+        assert n_computed == 2  # two of the rows are one
+        again, n_computed = read(texts, "training.seed=5", "method=head")
+        assert n_computed == 0
+        np.testing.assert_array_equal(first, again)
+        changed, n_computed = read([*texts[:2], "the film is bad"])
+        assert n_computed == 1
+        assert np.abs(changed[2] - first[2]).max() > 1e-4
+
+    @pytest.mark.parametrize(
+        ("override", "precision"),
+        [("checkpoint.load_in=bfloat16", "float32"), ("checkpoint.blocks=1", "float32"), ("method=head", "bfloat16")],
+    )
+    def test_another_model_finds_nothing_of_this_one(self, read: Callable, override: str, precision: str) -> None:
+        assert read(["the film"])[1] == 1
+        assert read(["the film"], override, "method=head", precision=precision)[1] == 1
+
+    def test_a_damaged_file_is_computed_again(self, read: Callable, tmp_path: Path) -> None:
+        before, _ = read(["the film is good"])
+        (file,) = (tmp_path / "cache").rglob("*.safetensors")
+        file.write_bytes(file.read_bytes()[:40])
+        after, n_computed = read(["the film is good"])
+        assert n_computed == 1
+        np.testing.assert_array_equal(before, after)
+        assert read(["the film is good"])[1] == 0
+
+    def test_nothing_is_kept_where_that_is_asked(
+        self, read: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TL_NLP_CACHE", "")
+        assert [read(["the film"])[1] for _ in range(2)] == [1, 1]
+        assert not (tmp_path / "cache").exists()
+
+    def test_a_folder_that_cannot_be_written_is_told(
+        self, read: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        (tmp_path / "cache").write_text("a file in the way")
+        assert read(["the film"])[1] == 1
+        assert "features are not kept for the next run" in capsys.readouterr().err
+
+    def test_the_oldest_files_go_first(self, read: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        read(["the film"])
+        (oldest,) = (tmp_path / "cache").rglob("*.safetensors")
+        os.utime(oldest, (0, 0))
+        monkeypatch.setattr("tl_nlp.feature_cache.MAX_BYTES", int(1.5 * oldest.stat().st_size))
+        read(["some plot"])
+        (left,) = (tmp_path / "cache").rglob("*.safetensors")
+        assert left != oldest
+        assert read(["some plot"])[1] == 0
+        assert read(["the film"])[1] == 1

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
 from tl_nlp.families import head_modules, in_head
-from tl_nlp.hardware import autocast
+from tl_nlp.feature_cache import FeatureCache, row_keys
+from tl_nlp.hardware import autocast, is_half
 from tl_nlp.heads import Head
 
 MAX_BYTES = 2 * 10**9  # of features in memory; beyond, the backbone runs every epoch
@@ -59,13 +60,14 @@ def compute(
     mean, that.
     """
     lengths = window_lengths(encoded)
-    first_only = _reads_first_only(model)
-    windows_of: list[list[np.ndarray]] = [[] for _ in lengths]
-    for rows, states, mask in _states(model, encoded, pad_id, precision, description):
-        if means:
-            states = (states * mask[:, :, None]).sum(axis=1, keepdims=True) / mask.sum(axis=1)[:, None, None]
-        for row, window, n_tokens in zip(rows, states, mask.sum(axis=1), strict=True):
-            windows_of[row].append(window[: 1 if first_only or means else n_tokens].copy())
+    if means or _reads_first_only(model):
+        rows = _one_state_each(model, encoded, pad_id, precision, description, "mean" if means else "first")
+        windows_of = [list(states[:, None]) for states in rows]
+    else:
+        windows_of = [[] for _ in lengths]
+        for places, states, mask in _states(model, encoded, pad_id, precision, description):
+            for row, window, n_tokens in zip(places, states, mask.sum(axis=1), strict=True):
+                windows_of[row].append(window[:n_tokens].copy())
     kept = ("labels", "sentence_ids", "surface", "group")
     columns = {name: encoded[name][:] for name in encoded.column_names if name in kept}
     return Features({"features": windows_of, "lengths": lengths, **columns}, lengths)
@@ -73,12 +75,32 @@ def compute(
 
 def embeddings(model: Any, encoded: Encoded, pad_id: int, precision: str, description: str) -> np.ndarray:
     """The mean of the backbone's last states over all tokens of each row; float32 of shape (examples, hidden)."""
-    sums = np.zeros((len(encoded), model.config.hidden_size), np.float32)
-    counts = np.zeros((len(encoded), 1), np.float32)
-    for rows, states, mask in _states(model, encoded, pad_id, precision, description):
-        np.add.at(sums, rows, (states * mask[:, :, None]).sum(axis=1))
-        np.add.at(counts, rows, mask.sum(axis=1, keepdims=True))
-    return sums / counts
+    rows = _one_state_each(model, encoded, pad_id, precision, description, "mean")
+    weights = [np.asarray(windows, np.float32) for windows in window_lengths(encoded)]
+    return np.stack([np.average(states, 0, of_window) for states, of_window in zip(rows, weights, strict=True)])
+
+
+def _one_state_each(
+    model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, kind: str
+) -> list[np.ndarray]:
+    """For each row one state of every window, of shape (windows, hidden): the `kind` "mean" of its tokens or the
+    "first". What was computed before is taken from the cache; rows of one content are computed once."""
+    device = next(model.parameters()).device
+    cache = FeatureCache(model.base_model, kind, is_half(precision, device))
+    keys = row_keys(encoded)
+    new = {key: place for place, key in enumerate(keys) if cache.get(key) is None}
+    if new:
+        places = list(new.values())
+        found: list[list[np.ndarray]] = [[] for _ in places]
+        for rows, states, mask in _states(model, encoded.select(places), pad_id, precision, description):
+            if kind == "mean":
+                states = (states * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1)[:, None]
+            else:
+                states = states[:, 0].copy()
+            for row, state in zip(rows, states, strict=True):
+                found[row].append(state)
+        cache.add({key: np.stack(states) for key, states in zip(new, found, strict=True)})
+    return [cache.get(key) for key in keys]  # type: ignore[misc]
 
 
 class Frozen:

@@ -20,8 +20,12 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """The context in which models compute under `training.precision`."""
-    enabled = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_half(precision, device))
+
+
+def is_half(precision: str, device: torch.device) -> bool:
+    """Whether models compute in bfloat16 under `training.precision` on this device."""
+    return precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device))
 
 
 def best_device() -> torch.device:

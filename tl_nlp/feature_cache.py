@@ -1,0 +1,110 @@
+"""States of windows that a frozen backbone has given before, kept on disk by content: $TL_NLP_CACHE, else the user's
+cache folder; set to nothing, none are kept.
+
+What a state depends on is its name: weights, number format and token ids. So an edited text, another checkpoint or
+another length of windows finds nothing, and another seed, head or rate finds all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from tl_nlp.batches import Encoded
+
+MAX_BYTES = 2 * 10**9  # on disk; the oldest files go first
+_FORMAT = 1
+
+
+class FeatureCache:
+    """One state for each window: of `kind` "mean" (over its tokens) or "first"."""
+
+    def __init__(self, backbone: Any, kind: str, half: bool):
+        root = _root()
+        self.folder = root / _fingerprint(backbone, half) / kind if root else None
+        self._known: dict[bytes, np.ndarray] = {}
+        if self.folder is not None and self.folder.is_dir():
+            for file in sorted(self.folder.glob("*.safetensors")):
+                self._read(file)
+
+    def _read(self, file: Path) -> None:
+        try:
+            part = load_file(file)
+            ends = np.cumsum(part["windows"])
+            for key, states in zip(part["keys"], np.split(part["states"], ends[:-1]), strict=True):
+                self._known[key.tobytes()] = states
+        except (OSError, SafetensorError, KeyError, ValueError):  # a cache: what is damaged is computed again
+            file.unlink(missing_ok=True)
+
+    def get(self, key: bytes) -> np.ndarray | None:
+        """The states of a row's windows, of shape (windows, hidden)."""
+        return self._known.get(key)
+
+    def add(self, rows: dict[bytes, np.ndarray]) -> None:
+        """Keeps the states of further rows, in a file of their own."""
+        self._known |= rows
+        if self.folder is None or not rows:
+            return
+        tensors: dict[str, np.ndarray] = {
+            "keys": np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), -1),
+            "windows": np.asarray([len(states) for states in rows.values()], np.int64),
+            "states": np.concatenate(list(rows.values())),
+        }
+        file = self.folder / f"{uuid.uuid4().hex}.safetensors"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, file.with_suffix(".partial"))
+            file.with_suffix(".partial").replace(file)
+            _forget_oldest(self.folder.parent.parent)
+        except (OSError, SafetensorError) as error:
+            print(f"features are not kept for the next run: {error}", file=sys.stderr)
+
+
+def row_keys(encoded: Encoded) -> list[bytes]:
+    """A name for the content of each row: its windows' ids and token types."""
+    names = [name for name in ("input_ids", "token_type_ids") if name in encoded.column_names]
+    keys = []
+    for windows in zip(*(encoded[name][:] for name in names), strict=True):
+        digest = hashlib.blake2b(digest_size=16)
+        for column in windows:
+            for window in column:
+                digest.update(len(window).to_bytes(4, "little"))
+                digest.update(np.asarray(window, np.int32).tobytes())
+        keys.append(digest.digest())
+    return keys
+
+
+def _fingerprint(backbone: Any, half: bool) -> str:
+    """A name for what the states of a backbone depend on, beside the tokens."""
+    digest = hashlib.sha256(f"{_FORMAT} {half} {transformers.__version__} {type(backbone).__name__}".encode())
+    digest.update(backbone.config.to_json_string().encode())
+    for name, weight in sorted(backbone.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _root() -> Path | None:
+    named = os.environ.get("TL_NLP_CACHE")
+    if named is not None:
+        return Path(named) / "features" if named else None
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tl_nlp" / "features"
+
+
+def _forget_oldest(root: Path) -> None:
+    files = sorted(root.glob("*/*/*.safetensors"), key=lambda file: -file.stat().st_mtime)
+    total = 0
+    for file in files:
+        total += file.stat().st_size
+        if total > MAX_BYTES:
+            file.unlink(missing_ok=True)
