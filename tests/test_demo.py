@@ -1,6 +1,7 @@
 """The page in a real browser: type a text, press the button, read the answer."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -129,6 +130,17 @@ def test_grades(page) -> None:
     panel = ask(page, "grades", "the film was lovely")
     expect(panel.locator("table").first).to_contain_text("score")
     expect(panel).to_contain_text("Note grades.")
+    expect(panel).to_contain_text("of the 168 graded texts have a lower grade")
+    expect(panel.locator("svg").get_by_text("this text")).to_be_visible()
+
+
+def test_the_sentences_that_moved_a_grade(page) -> None:
+    from playwright.sync_api import expect
+
+    panel = ask(page, "grades", "The film was lovely. The plot is some more.")
+    panel.get_by_text("Which sentences moved the grade?").click()
+    panel.get_by_role("button", name="Show", exact=True).click()
+    expect(panel.get_by_role("row", name=re.compile(r"^\+\d\.\d\d The film was lovely"))).to_be_visible()
 
 
 def test_the_chosen_sentences_are_marked(page) -> None:

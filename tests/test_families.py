@@ -10,6 +10,7 @@ from conftest import tiny_recipe
 from safetensors.torch import load_file
 
 from tl_nlp import Predictor, evaluate, train
+from tl_nlp.families import blocks
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 FAMILIES = {
@@ -77,3 +78,21 @@ def test_a_family_trains_and_predicts_what_it_trained(checkpoint: Path, method: 
         validation = [line["values"]["accuracy"] for line in run.history() if line["split"] == "validation"]
         assert evaluate(run, "validation")["metrics"]["accuracy"]["value"] == pytest.approx(max(validation))
     assert len(Predictor.load(run)(["the good film", "a bad plot"])) == 2
+
+
+def test_the_lowest_blocks_of_a_family_pool_windows(checkpoint: Path, reviews: Path) -> None:
+    """Fewer blocks, and layers of ours in the place of the family's last one."""
+    if checkpoint.name in ("albert", "bart"):
+        pytest.skip("ALBERT has one block that it uses again, and a BART writes")
+    recipe = tiny_recipe(checkpoint, reviews).override(
+        "checkpoint.blocks=1",
+        "task.pooling=attention",
+        "task.dropout=0.3",
+        "task.max_length=16",
+        "method.head_epochs=0.5",
+    )
+    predictor = Predictor.load(train(recipe))
+    assert len(blocks([name for name, _ in predictor.model.named_parameters()])) == 1
+    alone = predictor(["the good film"])[0].probabilities
+    among = predictor(["the good film", "a bad plot " * 20])[0].probabilities
+    assert alone == pytest.approx(among, abs=1e-5)

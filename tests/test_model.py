@@ -118,6 +118,38 @@ def test_what_does_not_go_with_the_checkpoint_is_refused(
     assert message in str(caught.value)
 
 
+def test_the_lowest_blocks_are_kept(tiny_bert: Path, reviews: Path) -> None:
+    """They are the checkpoint's, and so is what they compute; artifacts open without the package."""
+    from transformers import AutoModel, AutoModelForSequenceClassification
+
+    recipe = tiny_recipe(
+        tiny_bert, reviews, {"kind": "classification", "labels": ["negative", "positive"], "max_length": 64}
+    )
+    short = recipe.override("checkpoint.blocks=1")
+    whole = AutoModel.from_pretrained(tiny_bert).eval()
+    ids = load_tokenizer(tiny_bert)("the good film", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        lowest = whole(ids, output_hidden_states=True).hidden_states[1]
+        torch.testing.assert_close(load_model(short, tiny_bert).eval().bert(ids).last_hidden_state, lowest)
+    run = train(short)
+    model = AutoModelForSequenceClassification.from_pretrained(run.model_dir)
+    assert len(model.bert.encoder.layer) == 1
+    adapted = train(short.override("method=lora"))
+    assert "num_hidden_layers=1" in (adapted.model_dir / "README.md").read_text()
+    assert len(Predictor.load(adapted)(["the good film"])) == 1
+
+
+@pytest.mark.parametrize(("blocks", "message"), [(3, "the checkpoint has 2 blocks, not 3"), (0, "'0' does not fit")])
+def test_blocks_that_are_not_there_are_refused(blocks: int, message: str, tiny_bert: Path, reviews: Path) -> None:
+    with pytest.raises(RecipeError, match=rf"checkpoint.blocks: {message}"):
+        train(tiny_recipe(tiny_bert, reviews).override(f"checkpoint.blocks={blocks}"))
+
+
+def test_a_model_that_writes_keeps_its_blocks(tiny_t5: Path, reviews: Path) -> None:
+    with pytest.raises(RecipeError, match=r"checkpoint.blocks: is for encoders"):
+        train(tiny_recipe(tiny_t5, reviews, "summarization").override("checkpoint.blocks=1"))
+
+
 def test_t5_in_float16_and_a_head_that_is_none_are_refused(tiny_t5: Path, reviews: Path) -> None:
     recipe = tiny_recipe(tiny_t5, reviews, "summarization")
     with pytest.raises(RecipeError, match="T5 overflows to NaN in float16; bfloat16"):
