@@ -86,6 +86,27 @@ def test_each_group_adds_what_sets_it_apart() -> None:
     torch.testing.assert_close(other - alike, torch.tensor([0.0, 3.0]))
 
 
+def test_a_text_that_says_what_its_pair_says_is_found_token_by_token() -> None:
+    """Row 0: the text repeats the pair's two tokens among others; row 1: nothing alike; the rows have padding."""
+    e = torch.eye(N_HIDDEN)
+    states = torch.zeros(4, 4, N_HIDDEN)
+    states[0, :2] = e[:2]  # the pair of row 0
+    states[1] = e[[1, 2, 0, 3]]  # its text
+    states[2, :3] = e[:3]  # the pair of row 1
+    states[3, :1] = e[7]
+    batch = batch_of([2, 4], [3, 1], of_pair=torch.tensor([1, 0, 1, 0]))
+    layer = document("mean", compare=True)
+    read = (layer.comparison(states, batch) / 5 + 0.5).detach()
+    torch.testing.assert_close(read[0, :4], torch.tensor([1.0, 0.5, 1.0, 0.5]))
+    torch.testing.assert_close(read[1], torch.zeros(5))
+    assert read[0, 4].item() == pytest.approx(0.5**0.5, abs=1e-5)  # of the means of two and of four directions
+    padded = states.masked_fill(~batch["attention_mask"].bool().unsqueeze(2), 1e3)
+    torch.testing.assert_close(layer(padded, batch), layer(states, batch))
+    with torch.no_grad():
+        layer.comparison.weigh_text.weight[0, :2] = 50.0  # only these tokens of the text count
+    assert layer.comparison(states, batch)[0, 3].item() / 5 + 0.5 == pytest.approx(1.0, abs=1e-5)
+
+
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Texts of several windows; what is asked for is said in the last one."""

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Answer, tiny_recipe, write_jsonl
+from conftest import FILLER, GOOD, Answer, tiny_recipe, write_jsonl
 from datasets import Dataset, DatasetDict
 from sklearn.metrics import cohen_kappa_score
 from torch.nn import functional
 
 from tl_nlp import Predictor, Run, metrics, train
 from tl_nlp.errors import DataError, RecipeError
+from tl_nlp.evaluation import read_predictions
 from tl_nlp.grades import at, fit_cuts, fit_errors, most_error
 from tl_nlp.heads import Objective, Ordinal, Regress
 from tl_nlp.tasks.grading import Grading
@@ -168,6 +169,24 @@ def test_scores_beside_two_raters(essays: Path) -> None:
 
 
 # ---- cuts
+
+
+def test_differences_between_groups_and_raters_who_gave_nothing(tiny_bert: Path, tmp_path: Path) -> None:
+    rows = [{**row, "rater2": None} if n % 4 == 0 else row for n, row in enumerate(graded_rows(320))]
+    run = train(tiny_recipe(tiny_bert, write_jsonl(tmp_path / "rows.jsonl", rows), "grading"))
+    test = run.results()["splits"]["test"]
+    assert sum(test["raters"].values()) == test["rows"]
+    assert 0 < test["raters"]["one"] < test["raters"]["two"] and test["raters"]["none"] == 0
+    assert {one["name"]: one["metric"] for one in test["groups"]} == {"p": "smd", "q": "smd"}
+    assert all(one["low"] <= one["value"] <= one["high"] and one["rows"] >= 20 for one in test["groups"])
+    predictions, truth = read_predictions(run.predictions_file("test"), run.recipe().task)
+    mine = [n for n, group in enumerate(truth["group"]) if group == "q"]
+    gap = np.asarray([predictions[n].scores["score"] - float(truth["target"][n]) for n in mine])
+    spread = np.std([float(truth["target"][n]) for n in mine])
+    told = next(one["value"] for one in test["groups"] if one["name"] == "q")
+    assert told == pytest.approx(gap.mean() / spread, abs=1e-3)
+    report = run.report_file.read_text()
+    assert "Differences between groups" in report and "were graded by two people" in report
 
 
 def test_cuts_undo_what_least_squares_does_to_the_spread() -> None:
@@ -327,3 +346,40 @@ def test_the_report_says_what_no_teacher_need_read(tiny_bert: Path, tmp_path: Pa
     assert 0.85 <= np.mean(off <= margins) <= 1
     strict = train(recipe.override("task.agreement=1.0")).results()["splits"]["test"]["work"]
     assert strict["share"] < work["share"] or strict["share"] == 0
+
+
+def answered_rows(n: int = 200) -> list[dict]:
+    """Each answer has some of the six words of its reference; the grade is how many."""
+    draw = np.random.default_rng(3)
+    words = [*FILLER, *GOOD]
+    rows = []
+    for number in range(n):
+        reference, others = np.split(draw.permutation(words), [6])
+        n_right = int(draw.integers(0, 7))
+        answer = draw.permutation([*reference[:n_right], *others[: 6 - n_right]]).tolist()
+        rows.append({"text": " ".join([*answer, str(number % 97)]), "pair": " ".join(reference), "target": n_right})
+    return rows
+
+
+@pytest.mark.parametrize("method", ["head", "full"])
+def test_an_answer_read_apart_is_compared_with_its_reference(tiny_bert: Path, tmp_path: Path, method: str) -> None:
+    """Which words a reference has is new in every row, so only the comparison can tell."""
+    recipe = tiny_recipe(tiny_bert, write_jsonl(tmp_path / "rows.jsonl", answered_rows()), "grading").override(
+        "task.low=0", "task.high=6", "task.pooling=mean", f"method={method}", "training.epochs=40", "training.lr=1e-4",
+        "training.head_lr=0.03", "data.similarity=1",
+    )  # fmt: skip
+    apart = train(recipe.override("task.reading=apart"))
+    assert apart.results()["splits"]["test"]["metrics"]["pearson"]["value"] > 0.8
+    predictor = Predictor.load(apart)
+    right, wrong = predictor(["good plot very fine"] * 2, ["very good fine plot", "some dull scenes more"])
+    assert right.scores["score"] > wrong.scores["score"] + 2
+    alone = predictor(["good plot very fine"], ["very good fine plot"])[0]
+    assert alone.scores == pytest.approx(right.scores, abs=1e-4)
+    with pytest.raises(DataError, match=r"row 0: it has no pair, and task.reading=apart compares the text with it"):
+        predictor(["good plot very fine"])
+
+
+@pytest.mark.parametrize("choices", [{}, {"pooling": "attention"}, {"pooling": "mean", "dropout": 0.1}])
+def test_reading_apart_pools_nothing(choices: dict) -> None:
+    with pytest.raises(RecipeError, match="reading: apart"):
+        Grading(reading="apart", **choices)

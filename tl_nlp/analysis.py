@@ -13,6 +13,7 @@ import numpy as np
 
 from tl_nlp.metrics import indicators
 from tl_nlp.rows import clusters
+from tl_nlp.scales import RATERS
 from tl_nlp.statistics import (
     brier,
     expected_calibration_error,
@@ -55,6 +56,8 @@ def analyse(task: Task, predictions: list[Prediction], rows: Rows) -> dict[str, 
     elif task.head == "regress":
         found |= _work_saved(task, predictions, rows)
         found["groups"] = _group_differences(task, predictions, rows)
+        if any(rows.get(name) for name in RATERS):
+            found["raters"] = _raters(rows)
         if getattr(task, "lines", None):
             before = task.score(task.with_length(predictions, rows), rows)  # type: ignore[attr-defined]
             kept = {name: before[name] for name in _OF_SCORES if name in before}
@@ -83,6 +86,13 @@ def _work_saved(task: Task, predictions: list[Prediction], rows: Rows) -> dict[s
     share = len(sure) / len(made)
     own = agreement(sure) if len(sure) >= _SMALLEST_SLICE else None
     return {"work": {"level": task.agreement, "share": share, "qwk": own, "curve": curve}}  # type: ignore[attr-defined]
+
+
+def _raters(rows: Rows) -> dict[str, int]:
+    """How many rows were graded by two people or more, which human_qwk and prmse are of, by one, and by none."""
+    given = zip(*(rows[name] for name in RATERS if rows.get(name)), strict=True)
+    counts = [sum(value not in (None, "") for value in theirs) for theirs in given]
+    return {"two": sum(n > 1 for n in counts), "one": counts.count(1), "none": counts.count(0)}
 
 
 def _group_differences(task: Task, predictions: list[Prediction], rows: Rows) -> list[dict[str, Any]]:

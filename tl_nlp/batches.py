@@ -94,6 +94,8 @@ def collate(columns: dict[str, list[Any]], pad_id: int, device: Any = "cpu") -> 
     batch["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
     if "hidden" in columns:
         batch["attention_mask"] -= _pad([window for windows in columns["hidden"] for window in windows], 0, torch.long)
+    if "of_pair" in columns:
+        batch["of_pair"] = torch.tensor([window for windows in columns["of_pair"] for window in windows])
     if "surface" in columns:
         batch["surface"], batch["group"] = torch.tensor(columns["surface"]), torch.tensor(columns["group"])
     if "labels" in columns:

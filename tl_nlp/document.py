@@ -25,6 +25,9 @@ class Document(nn.Module):
     pooled states, and a linear layer reads both; each group adds to it what sets it apart, from nothing on. Dropout of
     pooled states is what holds so many weights on few texts: for a linear layer it is a ridge penalty (Wager et al.
     2013, https://arxiv.org/abs/1307.1493).
+
+    With `compare` a text and its pair come in windows of their own, and what is read in the place of pooled states is
+    how well each says what the other does: see `_Comparison`.
     """
 
     def __init__(
@@ -36,9 +39,16 @@ class Document(nn.Module):
         dropout: float = 0.0,
         n_surface: int = 0,
         n_groups: int = 0,
+        compare: bool = False,
     ):
         super().__init__()
         self.n_surface, self.dropout = n_surface, dropout
+        self.comparison = _Comparison(n_hidden) if compare else None
+        if compare:
+            n_read = N_COMPARED
+        else:
+            n_read = n_hidden
+            self.norm = nn.LayerNorm(n_hidden)
         if pooling == "attention":
             last = nn.Linear(n_hidden // 2, 1)
             nn.init.zeros_(last.weight)
@@ -46,20 +56,22 @@ class Document(nn.Module):
         elif pooling == "transformer":
             self.positions = _at_rest(nn.Embedding(max_windows, n_hidden))
             self.between = _Block(n_hidden)
-        self.norm = nn.LayerNorm(n_hidden)
-        self.linear = nn.Linear(n_hidden + n_surface, n_outputs)
-        # for each group, the first for those not known: of states, surface and a constant
-        n_read = n_hidden + n_surface + 1
-        self.own = _at_rest(nn.Embedding(n_groups + 1, n_outputs * n_read)) if n_groups else None
+        self.linear = nn.Linear(n_read + n_surface, n_outputs)
+        # for each group, the first for those not known: of what is read and a constant
+        self.own = _at_rest(nn.Embedding(n_groups + 1, n_outputs * (n_read + n_surface + 1))) if n_groups else None
 
     def forward(self, states: Tensor, batch: dict[str, Tensor] | None = None) -> Tensor:
         """From states of shape (windows, tokens, hidden); without a batch they pass, as the logits of their model."""
         if batch is None:
             return states
-        mask = batch["attention_mask"].unsqueeze(2).to(states)
-        windows = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
-        read = self.norm(self._pooled(*_laid_out(windows, batch)))
-        read = functional.dropout(read, self.dropout, self.training)
+        if self.comparison is not None:
+            read = self.comparison(states, batch)
+        else:
+            mask = batch["attention_mask"].unsqueeze(2).to(states)
+            windows = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
+            lengths = batch["lengths"].to(windows)
+            read = self.norm(self._pooled(*_laid_out(windows, lengths, batch["rows"], int(batch["n_rows"]))))
+            read = functional.dropout(read, self.dropout, self.training)
         if self.n_surface:
             read = torch.cat([read, batch["surface"].to(read)], 1)
         logits = self.linear(read)
@@ -104,16 +116,71 @@ def _at_rest(table: nn.Embedding) -> nn.Embedding:
     return table
 
 
-def _laid_out(windows: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Windows by example: of shape (examples, windows, hidden), and their lengths, 0 where there is none."""
-    rows, n_rows = batch["rows"], int(batch["n_rows"])
+N_COMPARED = 5
+
+
+class _Comparison(nn.Module):
+    """How far a text says what its pair says, token by token: late interaction (Khattab & Zaharia 2020,
+    https://arxiv.org/abs/2004.12832, equation 3), both ways, as in BERTScore (Zhang et al. 2020).
+
+    A token is found as far as its state is like the nearest one of the other side, by the cosine. Of each side the mean
+    over its tokens, and a mean in which tokens weigh what is learned, at first the same; and the cosine of both means.
+    """
+
+    def __init__(self, n_hidden: int):
+        super().__init__()
+        self.weigh_pair, self.weigh_text = nn.Linear(n_hidden, 1), nn.Linear(n_hidden, 1)
+        nn.init.zeros_(self.weigh_pair.weight)
+        nn.init.zeros_(self.weigh_text.weight)
+
+    def forward(self, states: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Of shape (examples, N_COMPARED), from states of shape (windows, tokens, hidden)."""
+        pair, of_pair = _tokens(states, batch, batch["of_pair"] == 1)
+        text, of_text = _tokens(states, batch, batch["of_pair"] == 0)
+        alike = functional.normalize(pair, dim=-1) @ functional.normalize(text, dim=-1).transpose(1, 2)
+        both = of_pair.unsqueeze(2) & of_text.unsqueeze(1)
+        alike = alike.masked_fill(~both, -1)
+        found, needed = alike.amax(2), alike.amax(1)
+        read = [
+            _mean(found, of_pair),
+            _mean(needed, of_text),
+            (found * _shares(self.weigh_pair(pair), of_pair)).sum(1),
+            (needed * _shares(self.weigh_text(text), of_text)).sum(1),
+            functional.cosine_similarity(_mean(pair, of_pair), _mean(text, of_text), dim=-1),
+        ]
+        return _SPREAD * (torch.stack(read, 1) - 0.5)
+
+
+_SPREAD = 5.0  # brings cosines, most of them between 0.3 and 0.7, to about one
+
+
+def _tokens(states: Tensor, batch: dict[str, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens of the chosen windows by example: of shape (examples, tokens, hidden), and which of them are."""
+    there = (batch["attention_mask"] == 1) & chosen.unsqueeze(1)
+    rows = batch["rows"].unsqueeze(1).expand_as(there)[there]
+    laid, lengths = _laid_out(states[there], torch.ones_like(rows), rows, int(batch["n_rows"]))
+    return laid, lengths > 0
+
+
+def _mean(values: Tensor, there: Tensor) -> Tensor:
+    """Over the tokens that are: from (examples, tokens, ...)."""
+    weights = there.to(values)
+    shares = weights / weights.sum(1, keepdim=True).clamp_min(1)
+    return (values * (shares if values.ndim == 2 else shares.unsqueeze(2))).sum(1)
+
+
+def _shares(logits: Tensor, there: Tensor) -> Tensor:
+    return logits[..., 0].masked_fill(~there, torch.finfo(logits.dtype).min).softmax(1)
+
+
+def _laid_out(items: Tensor, sizes: Tensor, rows: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
+    """Items by example, those of one in their order: of shape (examples, items, hidden); and their sizes, 0 where there
+    is none."""
     counts = rows.bincount(minlength=n_rows)
     places = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    laid = windows.new_zeros(n_rows, int(counts.max()), windows.shape[1])
-    lengths = windows.new_zeros(laid.shape[:2])
-    laid = laid.index_put((rows, places), windows)
-    lengths[rows, places] = batch["lengths"].to(lengths)
-    return laid, lengths
+    laid = items.new_zeros(n_rows, int(counts.max()), items.shape[1]).index_put((rows, places), items)
+    laid_sizes = sizes.new_zeros(laid.shape[:2]).index_put((rows, places), sizes)
+    return laid, laid_sizes
 
 
 def insert(model: Any, **shape: Any) -> None:

@@ -132,7 +132,8 @@ class Pooled(Head):
     `pooling` "checkpoint" is what the checkpoint's own classification class does (BERT: its first token through the
     pooler). "mean" averages the logits of all tokens, which equals a linear layer on the mean of their states.
     "attention" and "transformer" weigh a text's windows, by a `Document` of at most `max_windows`. So does whatever
-    drops out pooled states, or reads `n_surface` features of the surface with weights of their own for `n_groups`.
+    drops out pooled states, reads `n_surface` features of the surface with weights of their own for `n_groups`, or has
+    to `compare` a text with its pair.
     """
 
     def __init__(
@@ -142,17 +143,20 @@ class Pooled(Head):
         dropout: float = 0.0,
         n_surface: int = 0,
         n_groups: int = 0,
+        compare: bool = False,
     ):
-        self.by_token = self.reads_means = pooling != "checkpoint"
+        self.by_token = pooling != "checkpoint"
+        self.reads_means = self.by_token and not compare
         self.auto_class = f"AutoModelFor{'Token' if self.by_token else 'Sequence'}Classification"
         self._document: dict[str, Any] | None = None
-        if pooling in ("attention", "transformer") or n_surface or dropout:
+        if pooling in ("attention", "transformer") or n_surface or dropout or compare:
             self._document = {
                 "pooling": pooling,
                 "max_windows": max_windows,
                 "dropout": dropout,
                 "n_surface": n_surface,
                 "n_groups": n_groups,
+                "compare": compare,
             }
 
     @property

@@ -33,6 +33,21 @@ def text_windows(texts: list[str], pairs: list[str] | None, tokenizer: Any, max_
     return {**rows, "cut": cut}
 
 
+def apart_windows(texts: list[str], pairs: list[str], tokenizer: Any, max_length: int, max_windows: int) -> Rows:
+    """The windows of each pair, at most `max_windows`, then those of its text, each read without the other.
+
+    Beside what `text_windows` returns: `of_pair`, for each row a list of 1 and 0, one for each window.
+    """
+    firsts = text_windows(pairs, None, tokenizer, max_length, max_windows)
+    rows = text_windows(texts, None, tokenizer, max_length, max_windows)
+    of_pair = [
+        [1] * len(first) + [0] * len(rest) for first, rest in zip(firsts["input_ids"], rows["input_ids"], strict=True)
+    ]
+    joined = {name: [first + rest for first, rest in zip(firsts[name], rows[name], strict=True)] for name in rows}
+    cut = [first + rest for first, rest in zip(firsts["cut"], rows["cut"], strict=True)]
+    return {**joined, "cut": cut, "of_pair": of_pair}
+
+
 def sentence_windows(
     sentences: list[list[str]],
     pairs: list[str],

@@ -6,14 +6,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from tl_nlp.errors import RecipeError
+from tl_nlp.errors import DataError, RecipeError
 from tl_nlp.grades import Knots, Line, Standing, at, fit_cuts, fit_errors, fit_line, log_words, most_error, share_counts
 from tl_nlp.metrics import Measured, mean_qwk
 from tl_nlp.recipe import Pooling
 from tl_nlp.scales import SCALED_BY, Scaled, groups_of, of_group
 from tl_nlp.surface import Family, Language, Standards, fit_standards, measured, names, standardized
 from tl_nlp.types import Metrics, Prediction, Scores
-from tl_nlp.windows import text_windows
+from tl_nlp.windows import apart_windows, text_windows
 
 _FEWEST = 30  # rows that cuts between grades are fitted to
 _TWO_SIDED = 1.96  # standard deviations that 95 of 100 are within
@@ -38,6 +38,7 @@ class Grading(Scaled):
     max_windows: int = Field(8, ge=1)
     pooling: Pooling = "checkpoint"
     dropout: float = Field(0.0, ge=0, lt=1)  # of pooled states, before the last layer, in training
+    reading: Literal["together", "apart"] = "together"  # of text and pair; apart: compared with it token by token
     surface: tuple[Family, ...] = ()  # what is counted on the text and joined before the last layer
     language: Language = "en"  # whose spelling the errors are counted by
     standards: Standards = {}  # fitted: what is usual of each count, in each group
@@ -55,6 +56,10 @@ class Grading(Scaled):
                 "task.pooling=mean",
                 "surface",
             )
+        if self.reading == "apart" and self.pooling == "checkpoint":
+            raise RecipeError("apart compares states, which task.pooling=mean reads", "reading")
+        if self.reading == "apart" and (self.pooling != "mean" or self.dropout):
+            raise RecipeError("apart pools nothing; task.pooling=mean and task.dropout=0", "reading")
         if len(set(self.surface)) != len(self.surface):
             raise RecipeError("names a family twice", "surface")
         if self.language != "en" and "errors" not in self.surface:
@@ -103,7 +108,12 @@ class Grading(Scaled):
         return "ordinal" if self.loss == "ordinal" else "regress"
 
     def head_settings(self) -> dict[str, Any]:
-        settings: dict[str, Any] = {"pooling": self.pooling, "max_windows": self.max_windows, "dropout": self.dropout}
+        settings: dict[str, Any] = {
+            "compare": self.reading == "apart",
+            "pooling": self.pooling,
+            "max_windows": self.max_windows,
+            "dropout": self.dropout,
+        }
         if self.surface:
             settings |= {"n_surface": len(names(self.surface)), "n_groups": max(len(self.standards) - 1, 0)}
         return settings | ({"n_levels": self.levels or 2} if self.loss == "ordinal" else {"loss": self.loss})
@@ -114,7 +124,10 @@ class Grading(Scaled):
         return [f"{trait} above level {level}" for trait in self.traits for level in range(1, self.levels or 2)]
 
     def encode(self, rows: dict[str, list[Any]], tokenizer: Any) -> dict[str, list[Any]]:
-        encoded = text_windows(rows["text"], rows.get("pair"), tokenizer, self.max_length, self.max_windows)
+        if self.reading == "apart":
+            encoded = apart_windows(rows["text"], _pairs(rows), tokenizer, self.max_length, self.max_windows)
+        else:
+            encoded = text_windows(rows["text"], rows.get("pair"), tokenizer, self.max_length, self.max_windows)
         if self.surface:
             groups = groups_of(rows)
             counted = measured(rows["text"], rows.get("pair"), self.surface, self.language)
@@ -269,3 +282,12 @@ class Grading(Scaled):
             for name, value in values.items()
         }
         return means | own
+
+
+def _pairs(rows: dict[str, list[Any]]) -> list[str]:
+    """The pair of each row. Raises DataError for one without."""
+    pairs = rows.get("pair") or [None] * len(rows["text"])
+    for row, pair in zip(rows["id"], pairs, strict=True):
+        if not pair or not str(pair).strip():
+            raise DataError(f"row {row}: it has no pair, and task.reading=apart compares the text with it")
+    return [str(pair) for pair in pairs]
