@@ -22,7 +22,10 @@ from tl_nlp.metrics import Measured
 from tl_nlp.statistics import intervals
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-FROZEN = ("method=head", "training.epochs=30", "training.batch_size=32", "training.lr=1e-3")
+FROZEN = ("method=head", "training.epochs=30", "training.batch_size=32", "training.head_lr=3e-4")
+APART = ("method=head", "task.reading=apart", "task.pooling=mean", 'task.surface=["overlap", "length"]')
+APART = (*APART, "training.epochs=30", "training.head_lr=5e-3")
+EASE = ("task.low=-4", "task.high=2", "task.step=0.1")
 
 
 def essays(data: Path) -> Iterator[tuple[str, Recipe]]:
@@ -64,6 +67,7 @@ def answers(data: Path) -> Iterator[tuple[str, Recipe]]:
                 f"data.train={files['train']}",
                 f"data.test={files['test']}",
                 "data.overlap=keep",
+                *APART,
             ),
         )
 
@@ -78,7 +82,7 @@ def readability(data: Path) -> Iterator[tuple[str, Recipe]]:
                 f"data.path={file}",
                 "data.folds=5",
                 f"data.fold={fold}",
-                "task.step=0.1",
+                *EASE,
                 *FROZEN,
             ),
         )
