@@ -11,14 +11,15 @@ import hashlib
 import os
 import sys
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from tl_nlp.batches import Encoded
 
@@ -33,22 +34,33 @@ class FeatureCache:
         root = _root()
         self.folder = root / _fingerprint(backbone, half) / kind if root else None
         self._known: dict[bytes, np.ndarray] = {}
+        self._kept: dict[bytes, tuple[Any, int, int]] = {}  # a file's states, and where those of the row are
         if self.folder is not None and self.folder.is_dir():
             for file in sorted(self.folder.glob("*.safetensors")):
-                self._read(file)
+                self._look_into(file)
 
-    def _read(self, file: Path) -> None:
+    def _look_into(self, file: Path) -> None:
         try:
-            part = load_file(file)
-            ends = np.cumsum(part["windows"])
-            for key, states in zip(part["keys"], np.split(part["states"], ends[:-1]), strict=True):
-                self._known[key.tobytes()] = states
-        except (OSError, SafetensorError, KeyError, ValueError):  # a cache: what is damaged is computed again
+            part = safe_open(file, "np")
+            keys, ends = part.get_tensor("keys"), np.cumsum(part.get_tensor("windows"))
+            states = part.get_slice("states")  # stays on disk until a row is asked for
+            if len(keys) != len(ends) or list(states.get_shape())[:1] != ends[-1:].tolist():
+                raise ValueError("its parts are not of one length")
+        except (OSError, SafetensorError, ValueError):  # a cache: what is damaged is computed again
             file.unlink(missing_ok=True)
+            return
+        for key, start, end in zip(keys, [0, *ends[:-1].tolist()], ends.tolist(), strict=True):
+            self._kept[key.tobytes()] = states, start, end
 
-    def get(self, key: bytes) -> np.ndarray | None:
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._known or key in self._kept
+
+    def __getitem__(self, key: bytes) -> np.ndarray:
         """The states of a row's windows, of shape (windows, hidden)."""
-        return self._known.get(key)
+        if key in self._known:
+            return self._known[key]
+        states, start, end = self._kept[key]
+        return states[start:end]
 
     def add(self, rows: dict[bytes, np.ndarray]) -> None:
         """Keeps the states of further rows, in a file of their own."""
@@ -67,6 +79,8 @@ class FeatureCache:
             file.with_suffix(".partial").replace(file)
             _forget_oldest(self.folder.parent.parent)
         except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                file.with_suffix(".partial").unlink()
             print(f"features are not kept for the next run: {error}", file=sys.stderr)
 
 

@@ -88,7 +88,7 @@ def _one_state_each(
     device = next(model.parameters()).device
     cache = FeatureCache(model.base_model, kind, is_half(precision, device))
     keys = row_keys(encoded)
-    new = {key: place for place, key in enumerate(keys) if cache.get(key) is None}
+    new = {key: place for place, key in enumerate(keys) if key not in cache}
     if new:
         places = list(new.values())
         found: list[list[np.ndarray]] = [[] for _ in places]
@@ -100,7 +100,7 @@ def _one_state_each(
             for row, state in zip(rows, states, strict=True):
                 found[row].append(state)
         cache.add({key: np.stack(states) for key, states in zip(new, found, strict=True)})
-    return [cache.get(key) for key in keys]  # type: ignore[misc]
+    return [cache[key] for key in keys]
 
 
 class Frozen:
