@@ -86,7 +86,7 @@ def _svg(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "tl_nlp", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
     text = file.getvalue()
-    return text[text.index("<svg") :]
+    return text[text.index("<svg") :].replace("<svg ", '<svg style="max-width: 100%; height: auto" ', 1)
 
 
 def whiskers(

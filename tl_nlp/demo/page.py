@@ -139,12 +139,10 @@ def _moved_by(predictor: Predictor, group: gr.Component, pair: gr.Component, tex
         return spans, table[:_MOST_MOVERS]
 
     with gr.Accordion("Which sentences moved the grade?", open=False):
-        gr.Markdown("The text is read again without each sentence: blue ones raise the score, orange ones lower it.")
+        gr.Markdown("The text is read again without each sentence: red ones raise the score, purple ones lower it.")
         trait = gr.Dropdown(traits, value=traits[0], label="Trait", visible=len(traits) > 1)
         button = gr.Button("Show")
-        marked = gr.HighlightedText(
-            label="Sentences", show_legend=True, color_map={"-1": "#d55e00", "1": "#0072b2"}, combine_adjacent=False
-        )
+        marked = gr.HighlightedText(label="Sentences", show_legend=True, combine_adjacent=False)
         table = gr.Dataframe(label="The score is so much higher for it", headers=["points", "sentence"], wrap=True)
         button.click(explain, [group, pair, text, trait], [marked, table], api_name=False)
 
