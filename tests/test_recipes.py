@@ -58,7 +58,7 @@ def test_a_recipe_runs(
             named = [{"text": row["text"], "summary": "the film"} for row in review_rows(30, seed)]
             write_jsonl(folder / f"{split}.jsonl", named)
         words += [f"data.name={folder}", f"checkpoint={tiny_t5}", "task.max_length=64", "task.max_new_tokens=8"]
-    if path.stem == "sentiment_two_stages":
+    if path.stem in ("sentiment_two_stages", "essays"):
         words[0:1] = ["training.epochs=2", "method.head_epochs=1"]
     if path.stem == "summary_highlights":
         words += ["data.rows=3"]

@@ -74,7 +74,7 @@ def test_grading_on_one_scale(bert) -> None:
     assert scores["rmse"] == pytest.approx(0.5**0.5)
     assert set(scores) == {
         "qwk", "qwk_pooled", "pearson", "mean_pearson", "spearman", "rmse", "smd",
-        "exact_agreement", "adjacent_agreement",
+        "exact_agreement", "adjacent_agreement", "length_pearson", "reference_length_pearson",
     }  # fmt: skip
     with pytest.raises(DataError, match="row r0: the grade 9 is outside the scale 1 to 5"):
         task.encode(rows(target=["9"]), bert)
