@@ -226,7 +226,7 @@ class Grading(Scaled):
         if len(self.traits) > 1 or not self.errors[self.traits[0]]:
             return self
         lows, highs = np.asarray(self.scales_of(rows)).T
-        groups = [str(group) for group in rows.get("group") or ["all"] * len(lows)]
+        groups = groups_of(rows)
         level = self.agreement
         if level is None:
             raters = np.asarray([self.ratings_of(rows, number) for number in range(len(lows))])
@@ -256,7 +256,7 @@ class Grading(Scaled):
         raters = np.asarray([self.ratings_of(rows, number) for number in range(len(made))])
         has_raters = len(self.traits) == 1 and raters.shape[1] > 1
         lows, length = np.asarray([low for low, _ in self.scales_of(rows)]), log_words(rows["text"])
-        groups = np.asarray([str(group) for group in rows.get("group") or ["all"] * len(given)])
+        groups = np.asarray(groups_of(rows))
         by_trait, inside = {}, {}
         for column, trait in enumerate(self.traits):
             graded = ~np.isnan(references[:, column])
