@@ -8,6 +8,7 @@ from conftest import tiny_recipe, write_jsonl
 
 from tl_nlp import Predictor, train
 from tl_nlp.errors import RecipeError
+from tl_nlp.scales import rows_by_group
 from tl_nlp.surface import fit_standards, measured, names, standardized
 from tl_nlp.tasks.grading import Grading
 
@@ -58,13 +59,13 @@ def test_spelling_is_that_of_the_language() -> None:
 def test_counts_are_told_against_what_is_usual_in_the_group() -> None:
     values = np.asarray([[n, 5.0] for n in range(40)] + [[100 + 2 * n, 5.0] for n in range(40)])
     groups = ["a"] * 40 + ["b"] * 40
-    standards = fit_standards(values, groups, 30)
+    standards = fit_standards(values, rows_by_group(groups), 30)
     z = standardized(values, groups, standards)
     assert z[:40, 0].mean() == pytest.approx(0, abs=1e-6) and z[40:, 0].std() == pytest.approx(1, abs=1e-4)
     assert (z[:, 1] == 0).all()
     unknown = standardized(np.asarray([[1e6, 5.0]]), ["c"], standards)
     assert unknown[0, 0] == 4  # against all, and no further than that
-    assert set(fit_standards(values, groups, 41)) == {""}
+    assert set(fit_standards(values, rows_by_group(groups), 41)) == {""}
 
 
 def essays_told_by_commas(folder: Path) -> Path:

@@ -76,9 +76,7 @@ def _work_saved(task: Task, predictions: list[Prediction], rows: Rows) -> dict[s
     order = np.argsort(errors, kind="stable")
 
     def agreement(places: np.ndarray) -> dict[str, float]:
-        theirs = {column: [values[place] for place in places] for column, values in rows.items()}
-        qwk = task.score([predictions[place] for place in places], theirs)["qwk"]
-        return intervals({"qwk": qwk}, len(places), clusters(theirs))["qwk"]
+        return _scored(task, predictions, rows, places, "qwk")
 
     sure = np.flatnonzero([not one.unsure for one in made])
     counts = [round(share * len(made)) for share in np.linspace(0.1, 1, 10)]
@@ -86,6 +84,13 @@ def _work_saved(task: Task, predictions: list[Prediction], rows: Rows) -> dict[s
     share = len(sure) / len(made)
     own = agreement(sure) if len(sure) >= _SMALLEST_SLICE else None
     return {"work": {"level": task.agreement, "share": share, "qwk": own, "curve": curve}}  # type: ignore[attr-defined]
+
+
+def _scored(task: Task, predictions: list[Prediction], rows: Rows, places: np.ndarray, metric: str) -> dict[str, float]:
+    """A metric with its interval, of the rows at these places."""
+    theirs = {column: [values[place] for place in places] for column, values in rows.items()}
+    value = task.score([predictions[place] for place in places], theirs)[metric]
+    return intervals({metric: value}, len(places), clusters(theirs))[metric]
 
 
 def _raters(rows: Rows) -> dict[str, int]:
@@ -103,9 +108,7 @@ def _group_differences(task: Task, predictions: list[Prediction], rows: Rows) ->
     for group in np.unique(groups).tolist():
         places = np.flatnonzero(groups == group)
         if len(places) >= _SMALLEST_SLICE:
-            theirs = {column: [values[place] for place in places] for column, values in rows.items()}
-            smd = task.score([predictions[place] for place in places], theirs)["smd"]
-            value = intervals({"smd": smd}, len(places), clusters(theirs))["smd"]
+            value = _scored(task, predictions, rows, places, "smd")
             found.append({"name": group, "rows": len(places), "metric": "smd", **value})
     return sorted(found, key=lambda one: -abs(one["value"]))
 
@@ -156,9 +159,7 @@ def slices(task: Task, predictions: list[Prediction], rows: Rows) -> list[dict[s
         places = np.flatnonzero(inside)
         if not _SMALLEST_SLICE <= len(places) < len(words):
             continue
-        theirs = {column: [values[place] for place in places] for column, values in rows.items()}
-        metrics = task.score([predictions[place] for place in places], theirs)
-        value = intervals({"main": metrics[task.main_metric]}, len(places), clusters(theirs))["main"]
+        value = _scored(task, predictions, rows, places, task.main_metric)
         found.append({"name": name, "rows": len(places), "metric": task.main_metric, **value})
     return sorted(found, key=lambda one: one["value"])[:_MOST_SLICES]
 

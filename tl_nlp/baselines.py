@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tl_nlp.rows import columns_of
+from tl_nlp.scales import groups_of
 from tl_nlp.types import COLUMNS, Prediction, Text
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def _majority(known: Given) -> Answers:
         shares = targets.mean(axis=0)
         return _decided(known, {split: [shares] * len(rows["id"]) for split, rows in known.scored.items()})
     overall = np.nanmean(targets, axis=0)
-    groups = np.asarray(_groups(known.splits["train"]))
+    groups = np.asarray(groups_of(known.splits["train"]))
     means: dict[str, np.ndarray] = {}
     for group in np.unique(groups):
         theirs = targets[groups == group]
@@ -95,7 +96,7 @@ def _majority(known: Given) -> Answers:
     return _decided(
         known,
         {
-            split: [np.asarray(means.get(group, overall)) for group in _groups(rows)]
+            split: [np.asarray(means.get(group, overall)) for group in groups_of(rows)]
             for split, rows in known.scored.items()
         },
     )
@@ -138,12 +139,12 @@ def _length(known: Given) -> Answers:
     """Grades from the number of words alone, each group by a curve of its own."""
     from scipy.sparse import csr_matrix
 
-    names = {group: place for place, group in enumerate(dict.fromkeys(_groups(known.splits["train"])))}
+    names = {group: place for place, group in enumerate(dict.fromkeys(groups_of(known.splits["train"])))}
 
     def curve(rows: Rows) -> Any:
         words = np.asarray([len(text.split()) for text in rows["text"]], float)
         terms = np.stack([np.ones_like(words), np.log1p(words), np.sqrt(words) / 10, words / 100], axis=1)
-        place = np.asarray([names.get(group, -1) for group in _groups(rows)])
+        place = np.asarray([names.get(group, -1) for group in groups_of(rows)])
         own = np.zeros((len(words), (len(names) + 1) * terms.shape[1]))
         own[:, : terms.shape[1]] = terms
         for column in range(terms.shape[1]):
@@ -214,10 +215,6 @@ def _targets(known: Given, split: str) -> np.ndarray:
 def _joined(rows: Rows) -> list[str]:
     """The pair and the text of each row as one text."""
     return [f"{pair} {text}".strip() for pair, text in zip(_pairs(rows), rows["text"], strict=True)]
-
-
-def _groups(rows: Rows) -> list[str]:
-    return [str(group) for group in rows.get("group") or ["all"] * len(rows["id"])]
 
 
 # ---- summaries

@@ -154,6 +154,12 @@ def groups_of(rows: dict[str, list[Any]]) -> list[str]:
     return [str(group) for group in rows.get("group") or [""] * len(rows["text"])]
 
 
+def rows_by_group(groups: list[str]) -> dict[str, np.ndarray]:
+    """Which rows are of each group, and under "" all of them."""
+    names = np.asarray(groups)
+    return {name: names == name for name in np.unique(names).tolist()} | {"": np.ones(len(names), bool)}
+
+
 def of_group(values: dict[str, Any], group: str) -> Any:
     """Those of the group, else those of all rows, else None."""
     return values.get(group, values.get(""))

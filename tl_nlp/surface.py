@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
@@ -137,10 +137,8 @@ Standards = dict[str, tuple[tuple[float, float], ...]]
 """Mean and standard deviation of each feature, for groups and under "" for all texts."""
 
 
-def fit_standards(values: np.ndarray, groups: Sequence[str], fewest: int) -> Standards:
-    """Of each group of `fewest` rows and more, and of all."""
-    group = np.asarray(groups)
-    inside = {name: group == name for name in np.unique(group).tolist()} | {"": np.ones(len(group), bool)}
+def fit_standards(values: np.ndarray, inside: Mapping[str, np.ndarray], fewest: int) -> Standards:
+    """Of each group of `fewest` rows and more, and of all; `inside` tells which rows are of a group, and of "" all."""
     return {
         name: tuple(
             (round(float(mean), 6), round(float(deviation), 6))

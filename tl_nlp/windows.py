@@ -44,8 +44,7 @@ def apart_windows(texts: list[str], pairs: list[str], tokenizer: Any, max_length
         [1] * len(first) + [0] * len(rest) for first, rest in zip(firsts["input_ids"], rows["input_ids"], strict=True)
     ]
     joined = {name: [first + rest for first, rest in zip(firsts[name], rows[name], strict=True)] for name in rows}
-    cut = [first + rest for first, rest in zip(firsts["cut"], rows["cut"], strict=True)]
-    return {**joined, "cut": cut, "of_pair": of_pair}
+    return {**joined, "of_pair": of_pair}
 
 
 def sentence_windows(

@@ -10,7 +10,8 @@ from tl_nlp.errors import DataError, RecipeError
 from tl_nlp.grades import Knots, Line, Standing, at, fit_cuts, fit_errors, fit_line, log_words, most_error, share_counts
 from tl_nlp.metrics import Measured, mean_qwk
 from tl_nlp.recipe import Pooling
-from tl_nlp.scales import SCALED_BY, Scaled, groups_of, of_group
+from tl_nlp.rows import columns_of
+from tl_nlp.scales import SCALED_BY, Scaled, groups_of, of_group, rows_by_group
 from tl_nlp.surface import Family, Language, Standards, fit_standards, measured, names, standardized
 from tl_nlp.types import Metrics, Prediction, Scores
 from tl_nlp.windows import apart_windows, text_windows
@@ -70,23 +71,23 @@ class Grading(Scaled):
         task = self.with_scale(rows)._with_standards(rows["train"])._with_given(rows["train"])
         if task.loss != "ordinal" or task.levels is not None:
             return task
-        columns = {name: rows["train"][name][:] for name in rows["train"].column_names if name in ("id", *SCALED_BY)}
+        columns = columns_of(rows["train"], ("id", *SCALED_BY))
         longest = max(task.n_levels(low, high) for low, high in set(task.scales_of(columns)))
         return task.model_copy(update={"levels": longest})
 
     def _with_standards(self, train: Any) -> "Grading":
         if not self.surface or self.standards:
             return self
-        rows = {name: train[name][:] for name in ("text", "pair", "group") if name in train.column_names}
+        rows = columns_of(train, ("text", "pair", "group"))
         if "overlap" in self.surface and "pair" not in rows:
             raise RecipeError("overlap is with the pair, and the rows have none (data.pair)", "task.surface")
         values = measured(rows["text"], rows.get("pair"), self.surface, self.language)
-        return self.model_copy(update={"standards": fit_standards(values, groups_of(rows), _FEWEST)})
+        return self.model_copy(update={"standards": fit_standards(values, rows_by_group(groups_of(rows)), _FEWEST)})
 
     def _with_given(self, train: Any) -> "Grading":
         if self.given:
             return self
-        columns = {name: train[name][:] for name in ("id", "text", "target", *SCALED_BY) if name in train.column_names}
+        columns = columns_of(train, ("id", "text", "target", *SCALED_BY))
         shares, scales = np.asarray(self.labels_of(columns)), np.asarray(self.scales_of(columns))
         groups = np.asarray(groups_of(columns))
         given: dict[str, dict[str, tuple[int, ...]]] = {trait: {} for trait in self.traits}
@@ -189,13 +190,13 @@ class Grading(Scaled):
             return self._with_lines(outputs, rows).calibrated(outputs, rows)
         truth, shares = np.asarray(self.labels_of(rows)), np.clip(np.asarray(outputs) - self._of_length(rows), 0, 1)
         scales = self.scales_of(rows)
-        groups = np.asarray(groups_of(rows))
+        inside = rows_by_group(groups_of(rows))
         cuts: dict[str, dict[str, tuple[float, ...]]] = {trait: {} for trait in self.traits}
         errors: dict[str, dict[str, Knots]] = {trait: {} for trait in self.traits}
         for column, trait in enumerate(self.traits):
             known = ~np.isnan(truth[:, column])
-            for group in {*groups.tolist(), ""}:
-                there = np.flatnonzero(known & ((groups == group) | (group == "")))
+            for group, of_it in inside.items():
+                there = np.flatnonzero(known & of_it)
                 if len(there) < _FEWEST:
                     continue
                 ours, theirs = shares[there, column], truth[there, column]
@@ -212,11 +213,13 @@ class Grading(Scaled):
 
     def _with_lines(self, outputs: list[np.ndarray], rows: dict[str, list[Any]]) -> "Grading":
         """With how scores rise with length, for each group of `_FEWEST` rows and more, and for all others."""
-        shares, length, groups = np.asarray(outputs, float), log_words(rows["text"]), np.asarray(groups_of(rows))
-        names = [name for name in np.unique(groups).tolist() if name and (groups == name).sum() >= _FEWEST]
-        inside = {name: groups == name for name in names} | {"": np.ones(len(groups), bool)}
+        shares, length, inside = np.asarray(outputs, float), log_words(rows["text"]), rows_by_group(groups_of(rows))
         lines = {
-            trait: {name: fit_line(column[there], length[there]) for name, there in inside.items()}
+            trait: {
+                name: fit_line(column[there], length[there])
+                for name, there in inside.items()
+                if there.sum() >= _FEWEST or not name
+            }
             for trait, column in zip(self.traits, shares.T, strict=True)
         }
         return self.model_copy(update={"lines": lines})
