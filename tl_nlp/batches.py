@@ -12,7 +12,7 @@ from torch import Tensor
 Encoded = Any
 """Encoded rows: a `datasets.Dataset` of `Task.encode`'s columns, or anything with `encoded[indices]` → columns."""
 
-_FILL = {"input_ids": 0, "token_type_ids": 0, "sentence_ids": -1}
+_FILL = {"input_ids": 0, "token_type_ids": 0, "sentence_ids": -1, "sides": 0}
 _GROUP = 50  # batches that are shuffled together and sorted by length; more pad less and mix less
 
 
@@ -78,7 +78,7 @@ def collate(columns: dict[str, list[Any]], pad_id: int, device: Any = "cpu") -> 
     first = "features" if "features" in columns else "input_ids"
     n_windows = [len(windows) for windows in columns[first]]
     batch = {"rows": torch.arange(len(n_windows)).repeat_interleave(torch.tensor(n_windows))}
-    for name in ("input_ids", "token_type_ids", "sentence_ids"):
+    for name in _FILL:
         if name in columns:
             fill = pad_id if name == "input_ids" else _FILL[name]
             batch[name] = _pad([window for windows in columns[name] for window in windows], fill, torch.long)
@@ -94,8 +94,6 @@ def collate(columns: dict[str, list[Any]], pad_id: int, device: Any = "cpu") -> 
     batch["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
     if "hidden" in columns:
         batch["attention_mask"] -= _pad([window for windows in columns["hidden"] for window in windows], 0, torch.long)
-    if "of_pair" in columns:
-        batch["of_pair"] = torch.tensor([window for windows in columns["of_pair"] for window in windows])
     if "surface" in columns:
         batch["surface"], batch["group"] = torch.tensor(columns["surface"]), torch.tensor(columns["group"])
     if "labels" in columns:

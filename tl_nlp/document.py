@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from tl_nlp.errors import CheckpointError, RecipeError
 from tl_nlp.families import head_modules, without_peft
+from tl_nlp.windows import ASKED, STATED, TEXT
 
 N_HEADS = 4  # of attention over windows
 
@@ -43,7 +44,7 @@ class Document(nn.Module):
     ):
         super().__init__()
         self.n_surface, self.dropout = n_surface, dropout
-        self.comparison = _Comparison(n_hidden) if compare else None
+        self.comparison = _Comparison() if compare else None
         if compare:
             n_read = N_COMPARED
         else:
@@ -116,61 +117,55 @@ def _at_rest(table: nn.Embedding) -> nn.Embedding:
     return table
 
 
-N_COMPARED = 5
+N_COMPARED = 2
 
 
 class _Comparison(nn.Module):
-    """How far a text says what its pair says, token by token: late interaction (Khattab & Zaharia 2020,
-    https://arxiv.org/abs/2004.12832, equation 3), both ways, as in BERTScore (Zhang et al. 2020).
+    """How far a text says what its pair states, and how far the pair states what the text says, token by token: late
+    interaction (Khattab & Zaharia 2020, https://arxiv.org/abs/2004.12832, equation 3), as both sides of BERTScore
+    (Zhang et al. 2020, https://arxiv.org/abs/1904.09675).
 
-    A token is found as far as its state is like the nearest one of the other side, by the cosine. Of each side the mean
-    over its tokens, and a mean in which tokens weigh what is learned, at first the same; and the cosine of both means.
+    A token is found as far as its state is like the nearest one of the other side, by the cosine, and it weighs as much
+    as it is unlike all that the pair asks: who repeats the question answers nothing. What is learned is how sharply
+    both count: a power of each, for each side, at first 1. So few numbers learn nothing about single questions.
     """
 
-    def __init__(self, n_hidden: int):
+    def __init__(self) -> None:
         super().__init__()
-        self.weigh_pair, self.weigh_text = nn.Linear(n_hidden, 1), nn.Linear(n_hidden, 1)
-        nn.init.zeros_(self.weigh_pair.weight)
-        nn.init.zeros_(self.weigh_text.weight)
+        # logs, each for what the pair states and for the text
+        self.power_of_found, self.power_of_new = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
 
     def forward(self, states: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Of shape (examples, N_COMPARED), from states of shape (windows, tokens, hidden)."""
-        pair, of_pair = _tokens(states, batch, batch["of_pair"] == 1)
-        text, of_text = _tokens(states, batch, batch["of_pair"] == 0)
-        alike = functional.normalize(pair, dim=-1) @ functional.normalize(text, dim=-1).transpose(1, 2)
-        both = of_pair.unsqueeze(2) & of_text.unsqueeze(1)
-        alike = alike.masked_fill(~both, -1)
-        found, needed = alike.amax(2), alike.amax(1)
-        read = [
-            _mean(found, of_pair),
-            _mean(needed, of_text),
-            (found * _shares(self.weigh_pair(pair), of_pair)).sum(1),
-            (needed * _shares(self.weigh_text(text), of_text)).sum(1),
-            functional.cosine_similarity(_mean(pair, of_pair), _mean(text, of_text), dim=-1),
-        ]
+        states = functional.normalize(states.float(), dim=-1)
+        text, stated, asked = (_tokens(states, batch, side) for side in (TEXT, STATED, ASKED))
+        read = []
+        for place, (side, other) in enumerate(((stated, text), (text, stated))):
+            found = _nearest(side, other) ** self.power_of_found[place].exp()
+            weights = (1 - _nearest(side, asked)).clamp_min(_LEAST) ** self.power_of_new[place].exp() * side[1]
+            read.append((found * weights).sum(1) / weights.sum(1).clamp_min(torch.finfo(weights.dtype).tiny))
         return _SPREAD * (torch.stack(read, 1) - 0.5)
 
 
-_SPREAD = 5.0  # brings cosines, most of them between 0.3 and 0.7, to about one
+_SPREAD = 5.0  # brings shares, most of them between 0.3 and 0.8, to about one
+_LEAST = 1e-3  # of what is raised to a power, whose slope at 0 has no end
 
 
-def _tokens(states: Tensor, batch: dict[str, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens of the chosen windows by example: of shape (examples, tokens, hidden), and which of them are."""
-    there = (batch["attention_mask"] == 1) & chosen.unsqueeze(1)
+def _tokens(states: Tensor, batch: dict[str, Tensor], side: int) -> tuple[Tensor, Tensor]:
+    """The tokens of a side by example: of shape (examples, tokens, hidden), and which of them are."""
+    there = batch["sides"] == side
     rows = batch["rows"].unsqueeze(1).expand_as(there)[there]
     laid, lengths = _laid_out(states[there], torch.ones_like(rows), rows, int(batch["n_rows"]))
     return laid, lengths > 0
 
 
-def _mean(values: Tensor, there: Tensor) -> Tensor:
-    """Over the tokens that are: from (examples, tokens, ...)."""
-    weights = there.to(values)
-    shares = weights / weights.sum(1, keepdim=True).clamp_min(1)
-    return (values * (shares if values.ndim == 2 else shares.unsqueeze(2))).sum(1)
-
-
-def _shares(logits: Tensor, there: Tensor) -> Tensor:
-    return logits[..., 0].masked_fill(~there, torch.finfo(logits.dtype).min).softmax(1)
+def _nearest(side: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+    """The cosine of each token to the nearest one of the other side, of shape (examples, tokens); least where it is
+    unlike or nothing is there."""
+    if not other[0].shape[1]:
+        return torch.full_like(side[0][..., 0], _LEAST)
+    alike = side[0] @ other[0].transpose(1, 2)
+    return alike.masked_fill(~other[1].unsqueeze(1), -1).amax(2).clamp_min(_LEAST)
 
 
 def _laid_out(items: Tensor, sizes: Tensor, rows: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:

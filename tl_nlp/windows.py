@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import re
 from typing import Any
 
 Rows = dict[str, list[Any]]
+
+
+TEXT, STATED, ASKED = 1, 2, 3
+"""What a token is of, in `apart_windows`: the text, or what its pair states or asks."""
 
 
 def text_windows(texts: list[str], pairs: list[str] | None, tokenizer: Any, max_length: int, max_windows: int) -> Rows:
@@ -15,15 +20,46 @@ def text_windows(texts: list[str], pairs: list[str] | None, tokenizer: Any, max_
     Returns `input_ids` (and `token_type_ids` where the tokenizer makes them): for each row a list of windows, each a
     list of ids; and `cut`: for each row how many tokens are in no window. A pair takes at most half a window.
     """
-    cut = [0] * len(texts)
-    options = {"return_overflowing_tokens": True, "return_attention_mask": False, "max_length": max_length}
     if pairs is None:
-        encoded = tokenizer(texts, truncation=True, **options)
-    else:
-        pairs, cut = shorten(pairs, tokenizer, max_length // 2)
-        encoded = tokenizer(pairs, texts, truncation="only_second", **options)
-    names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
-    rows: Rows = {name: [[] for _ in texts] for name in names}
+        return _by_row(tokenizer(texts, truncation=True, max_length=max_length, **_OVERFLOWING), max_windows)
+    pairs, lost = shorten(pairs, tokenizer, max_length // 2)
+    encoded = tokenizer(pairs, texts, truncation="only_second", max_length=max_length, **_OVERFLOWING)
+    rows = _by_row(encoded, max_windows)
+    return {**rows, "cut": [first + rest for first, rest in zip(lost, rows["cut"], strict=True)]}
+
+
+def apart_windows(texts: list[str], pairs: list[str], tokenizer: Any, max_length: int, max_windows: int) -> Rows:
+    """The windows of each pair, at most `max_windows`, then those of its text, each read without the other.
+
+    Beside what `text_windows` returns: `sides`, shaped as `input_ids`: what each token is of; 0 for special tokens and
+    for a word before a colon that opens a sentence of the pair ("Reference: ..."). A sentence with a question mark at
+    its end is asked; where nothing else is there, the question is what the text is compared with.
+    """
+    options = {"truncation": True, "max_length": max_length, "return_offsets_mapping": True, **_OVERFLOWING}
+    rows, firsts = (_by_row(tokenizer(side, **options), max_windows) for side in (texts, pairs))
+    of_pair = {pair: _sides(pair) for pair in set(pairs)}
+    sides = []
+    for row, pair in enumerate(pairs):
+        of_first = [[of_pair[pair][end - 1] if end > start else 0 for start, end in w] for w in firsts[_OFFSETS][row]]
+        sides.append(of_first + [[TEXT if end > start else 0 for start, end in w] for w in rows[_OFFSETS][row]])
+    names = [name for name in rows if name not in (_OFFSETS, "cut")]
+    joined = {name: [first + rest for first, rest in zip(firsts[name], rows[name], strict=True)] for name in names}
+    cut = [first + rest for first, rest in zip(firsts["cut"], rows["cut"], strict=True)]
+    return {**joined, "sides": sides, "cut": cut}
+
+
+_OVERFLOWING = {"return_overflowing_tokens": True, "return_attention_mask": False}
+_OFFSETS = "offset_mapping"
+_SENTENCE = re.compile(r"\S.*?(?:[.?!](?=\s)|[\u3002\uff1f\uff01]|$)", re.DOTALL)
+_LABEL = re.compile(r"\w+:(?=\s)")
+
+
+def _by_row(encoded: Any, max_windows: int) -> Rows:
+    """Windows in the order of their rows, `max_windows` of each; `cut` counts the tokens of the others."""
+    n_rows = encoded["overflow_to_sample_mapping"][-1] + 1
+    names = [name for name in ("input_ids", "token_type_ids", _OFFSETS) if name in encoded]
+    rows: Rows = {name: [[] for _ in range(n_rows)] for name in names}
+    cut = [0] * n_rows
     for window, row in enumerate(encoded["overflow_to_sample_mapping"]):
         if len(rows["input_ids"][row]) < max_windows:
             for name in names:
@@ -33,18 +69,15 @@ def text_windows(texts: list[str], pairs: list[str] | None, tokenizer: Any, max_
     return {**rows, "cut": cut}
 
 
-def apart_windows(texts: list[str], pairs: list[str], tokenizer: Any, max_length: int, max_windows: int) -> Rows:
-    """The windows of each pair, at most `max_windows`, then those of its text, each read without the other.
-
-    Beside what `text_windows` returns: `of_pair`, for each row a list of 1 and 0, one for each window.
-    """
-    firsts = text_windows(pairs, None, tokenizer, max_length, max_windows)
-    rows = text_windows(texts, None, tokenizer, max_length, max_windows)
-    of_pair = [
-        [1] * len(first) + [0] * len(rest) for first, rest in zip(firsts["input_ids"], rows["input_ids"], strict=True)
-    ]
-    joined = {name: [first + rest for first, rest in zip(firsts[name], rows[name], strict=True)] for name in rows}
-    return {**joined, "of_pair": of_pair}
+def _sides(pair: str) -> bytes:
+    """What each character of a pair is of."""
+    sides = bytearray(len(pair))
+    for sentence in _SENTENCE.finditer(pair):
+        label = _LABEL.match(sentence[0])
+        start = sentence.start() + (label.end() if label else 0)
+        side = ASKED if sentence[0][-1] in "?\uff1f\u061f" else STATED
+        sides[start : sentence.end()] = bytes([side]) * (sentence.end() - start)
+    return bytes(sides) if STATED in sides else bytes(sides).replace(bytes([ASKED]), bytes([STATED]))
 
 
 def sentence_windows(
