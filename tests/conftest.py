@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 os.environ.update(HF_HUB_OFFLINE="1", GRADIO_ANALYTICS_ENABLED="False", TRANSFORMERS_VERBOSITY="error")
@@ -56,6 +57,12 @@ def _tokenizer(**special: str):
         ["input_ids", "token_type_ids", "attention_mask"] if "cls_token" in special else ["input_ids", "attention_mask"]
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=names, model_max_length=128, **special)
+
+
+@pytest.fixture
+def draw() -> np.random.Generator:
+    """The same numbers for a test whichever ran before it."""
+    return np.random.default_rng(0)
 
 
 @pytest.fixture(scope="session")

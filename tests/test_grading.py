@@ -20,8 +20,6 @@ from tl_nlp.heads import Objective, Ordinal, Regress
 from tl_nlp.tasks.grading import Grading
 from tl_nlp.types import Scores
 
-DRAW = np.random.default_rng(0)
-
 
 def graded_rows(n: int = 160) -> list[dict]:
     """Two prompts with scales of their own and two raters; a grade is told by how often `good` is said."""
@@ -125,11 +123,11 @@ def test_a_trait_that_the_data_has_not_is_named(tiny_bert: Path, essays: Path) -
 # ---- what people agree on
 
 
-def test_agreement_of_people_and_what_is_left_of_errors_without_theirs() -> None:
+def test_agreement_of_people_and_what_is_left_of_errors_without_theirs(draw: np.random.Generator) -> None:
     n = 400
-    true = DRAW.normal(3, 1, n)
-    people = true[:, None] + DRAW.normal(0, 0.6, (n, 2))
-    given = true + DRAW.normal(0, 0.5, n)
+    true = draw.normal(3, 1, n)
+    people = true[:, None] + draw.normal(0, 0.6, (n, 2))
+    given = true + draw.normal(0, 0.5, n)
     # by hand, as in section 3 of the paper
     noise = np.mean((people[:, 0] - people[:, 1]) ** 2) / 2
     own = people.mean(axis=1)
@@ -189,9 +187,9 @@ def test_differences_between_groups_and_raters_who_gave_nothing(tiny_bert: Path,
     assert "Differences between groups" in report and "were graded by two people" in report
 
 
-def test_cuts_undo_what_least_squares_does_to_the_spread() -> None:
-    truth = DRAW.integers(0, 5, 600).astype(float)
-    drawn_in = 2 + 0.5 * (truth - 2) + DRAW.normal(0, 0.25, 600)
+def test_cuts_undo_what_least_squares_does_to_the_spread(draw: np.random.Generator) -> None:
+    truth = draw.integers(0, 5, 600).astype(float)
+    drawn_in = 2 + 0.5 * (truth - 2) + draw.normal(0, 0.25, 600)
     cuts = fit_cuts(truth, drawn_in, 5)
     assert np.all(np.diff(cuts) > 0)
     grades, nearest = np.searchsorted(cuts, drawn_in), np.rint(drawn_in)
@@ -234,10 +232,10 @@ def test_huber_is_squared_near_and_straight_far() -> None:
     assert float(far - near) == pytest.approx(2 * 0.1 * (0.9 - 0.05))
 
 
-def test_ordinal_asks_each_level_of_those_above_the_one_before() -> None:
+def test_ordinal_asks_each_level_of_those_above_the_one_before(draw: np.random.Generator) -> None:
     """CORN by its definition, row by row."""
     labels = [[0.0, 1.0], [2 / 3, float("nan")], [1.0, 1 / 3]]
-    logits = torch.from_numpy(DRAW.normal(size=(3, 6))).float()
+    logits = torch.from_numpy(draw.normal(size=(3, 6))).float()
     expected, n_known = 0.0, 0
     for row, line in enumerate(labels):
         for trait, share in enumerate(line):
@@ -300,19 +298,19 @@ def test_every_loss_learns_grades_and_is_read_back(tiny_bert: Path, essays: Path
 # ---- how far scores may be off, and what a teacher reads
 
 
-def test_margins_are_wide_where_scores_miss_and_narrow_where_they_do_not() -> None:
-    shares = DRAW.random(2000)
-    missed = DRAW.normal(0, np.where(shares < 0.5, 0.02, 0.2))
+def test_margins_are_wide_where_scores_miss_and_narrow_where_they_do_not(draw: np.random.Generator) -> None:
+    shares = draw.random(2000)
+    missed = draw.normal(0, np.where(shares < 0.5, 0.02, 0.2))
     knots = fit_errors(shares, missed)
     assert at(knots, 0.2) == pytest.approx(0.02, rel=0.3)
     assert at(knots, 0.8) == pytest.approx(0.2, rel=0.3)
     assert at(knots, -1) == at(knots, 0)
 
 
-def test_what_no_teacher_reads_agrees_as_well_as_is_asked() -> None:
-    truth = DRAW.integers(0, 5, 400).astype(float)
-    errors = DRAW.random(400)
-    grades = np.clip(truth + DRAW.normal(0, 2.5 * errors).round(), 0, 4)
+def test_what_no_teacher_reads_agrees_as_well_as_is_asked(draw: np.random.Generator) -> None:
+    truth = draw.integers(0, 5, 400).astype(float)
+    errors = draw.random(400)
+    grades = np.clip(truth + draw.normal(0, 2.5 * errors).round(), 0, 4)
     groups = ["p"] * 400
     whole = cohen_kappa_score(truth, grades, weights="quadratic")
     most = most_error(truth, grades, groups, errors, 0.9)
@@ -323,10 +321,10 @@ def test_what_no_teacher_reads_agrees_as_well_as_is_asked() -> None:
     assert most_error(truth, 4 - truth, groups, errors, 0.9) == 0
 
 
-def test_the_report_says_what_no_teacher_need_read(tiny_bert: Path, tmp_path: Path) -> None:
+def test_the_report_says_what_no_teacher_need_read(draw: np.random.Generator, tiny_bert: Path, tmp_path: Path) -> None:
     rows = graded_rows(600)
     for row in rows[::3]:  # a teacher who is not always of one mind
-        row["target"] = int(np.clip(row["target"] + DRAW.integers(-2, 3), 0, row["high"]))
+        row["target"] = int(np.clip(row["target"] + draw.integers(-2, 3), 0, row["high"]))
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     recipe = tiny_recipe(tiny_bert, path, "grading").override("training.epochs=8", "task.pooling=mean")
     run = train(recipe)

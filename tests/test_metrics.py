@@ -9,11 +9,9 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, root_me
 from tl_nlp import metrics
 from tl_nlp.scoring import LabelMetrics, LabelsMetrics, ScoreMetrics, TextMetrics
 
-DRAW = np.random.default_rng(0)
 
-
-def test_labels_equal_scikit_learn() -> None:
-    r, p = DRAW.choice(list("abc"), 200), DRAW.choice(list("abc"), 200)
+def test_labels_equal_scikit_learn(draw: np.random.Generator) -> None:
+    r, p = draw.choice(list("abc"), 200), draw.choice(list("abc"), 200)
     scores = LabelMetrics().compute(references=r, predictions=p, labels=["a", "b", "c"])
     assert scores == {
         "accuracy": pytest.approx(accuracy_score(r, p)),
@@ -21,8 +19,8 @@ def test_labels_equal_scikit_learn() -> None:
     }
 
 
-def test_indicators_equal_scikit_learn() -> None:
-    r, p = DRAW.integers(0, 2, (100, 4)), DRAW.integers(0, 2, (100, 4))
+def test_indicators_equal_scikit_learn(draw: np.random.Generator) -> None:
+    r, p = draw.integers(0, 2, (100, 4)), draw.integers(0, 2, (100, 4))
     scores = LabelsMetrics().compute(references=r.tolist(), predictions=p.tolist())
     assert scores == {
         "micro_f1": pytest.approx(f1_score(r, p, average="micro")),
@@ -31,10 +29,10 @@ def test_indicators_equal_scikit_learn() -> None:
     }
 
 
-def test_grades_equal_scipy_and_scikit_learn() -> None:
-    r = DRAW.integers(0, 6, 300).astype(float)
-    p = np.clip(r + DRAW.normal(0, 1, 300), 0, 5)
-    groups = DRAW.choice(["x", "y"], 300)
+def test_grades_equal_scipy_and_scikit_learn(draw: np.random.Generator) -> None:
+    r = draw.integers(0, 6, 300).astype(float)
+    p = np.clip(r + draw.normal(0, 1, 300), 0, 5)
+    groups = draw.choice(["x", "y"], 300)
     scores = ScoreMetrics().compute(references=r, predictions=p, groups=groups, lows=np.zeros(300), step=1.0, grades=p)
     inside = [groups == name for name in ("x", "y")]
     in_group = [

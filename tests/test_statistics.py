@@ -7,20 +7,18 @@ from scipy.stats import bootstrap
 
 from tl_nlp import metrics, statistics
 
-DRAW = np.random.default_rng(0)
 
-
-def test_a_metric_under_weights_is_the_metric_of_repeated_rows() -> None:
+def test_a_metric_under_weights_is_the_metric_of_repeated_rows(draw: np.random.Generator) -> None:
     n = 40
-    counts = DRAW.integers(0, 4, n)
+    counts = draw.integers(0, 4, n)
     again = np.repeat(np.arange(n), counts)
     weights = counts[None, :].astype(float)
-    labels, given = DRAW.choice(list("abc"), n), DRAW.choice(list("abc"), n)
-    one, other = DRAW.integers(0, 2, (n, 3)), DRAW.integers(0, 2, (n, 3))
-    r = DRAW.integers(0, 6, n).astype(float)
-    p = np.clip(r + DRAW.normal(0, 1, n).round(), 0, 5)
-    groups = DRAW.choice(["x", "y"], n)
-    texts = [" ".join(DRAW.choice(list("abcdefg"), 8)) for _ in range(2 * n)]
+    labels, given = draw.choice(list("abc"), n), draw.choice(list("abc"), n)
+    one, other = draw.integers(0, 2, (n, 3)), draw.integers(0, 2, (n, 3))
+    r = draw.integers(0, 6, n).astype(float)
+    p = np.clip(r + draw.normal(0, 1, n).round(), 0, 5)
+    groups = draw.choice(["x", "y"], n)
+    texts = [" ".join(draw.choice(list("abcdefg"), 8)) for _ in range(2 * n)]
     theirs, ours = [[text] for text in texts[:n]], texts[n:]
     inside = np.arange(n) % 2 == 0
 
@@ -71,17 +69,17 @@ def test_95_percent_intervals_hold_the_truth_in_95_of_100_samples(metric: str) -
     assert 930 <= held <= 970
 
 
-def test_an_interval_is_that_of_scipy() -> None:
-    values = DRAW.random(300)
+def test_an_interval_is_that_of_scipy(draw: np.random.Generator) -> None:
+    values = draw.random(300)
     ours = statistics.intervals({"mean": metrics.mean(values)}, 300)["mean"]
     theirs = bootstrap((values,), np.mean, n_resamples=5000, method="percentile", rng=0).confidence_interval
     assert ours["low"] == pytest.approx(theirs.low, abs=0.004)
     assert ours["high"] == pytest.approx(theirs.high, abs=0.004)
 
 
-def test_rows_of_one_author_are_drawn_together() -> None:
+def test_rows_of_one_author_are_drawn_together(draw: np.random.Generator) -> None:
     """Ten equal rows of each of thirty authors tell no more than thirty rows do."""
-    values = DRAW.integers(0, 2, 30)
+    values = draw.integers(0, 2, 30)
     authors = np.repeat(np.arange(30), 10)
     alone = statistics.intervals({"mean": metrics.mean(values)}, 30)["mean"]
     tenfold = statistics.intervals({"mean": metrics.mean(values[authors])}, 300, authors)["mean"]
@@ -104,10 +102,10 @@ def test_a_difference_is_paired() -> None:
     assert (same.verdict, same.p, str(same)) == ("undecided", 1.0, "+0 [+0, +0]")
 
 
-def test_mcnemar_is_that_of_statsmodels() -> None:
+def test_mcnemar_is_that_of_statsmodels(draw: np.random.Generator) -> None:
     from statsmodels.stats.contingency_tables import mcnemar
 
-    ours, theirs = DRAW.random(200) < 0.8, DRAW.random(200) < 0.7
+    ours, theirs = draw.random(200) < 0.8, draw.random(200) < 0.7
     table = [[np.sum(ours & theirs), np.sum(ours & ~theirs)], [np.sum(~ours & theirs), np.sum(~ours & ~theirs)]]
     assert statistics.mcnemar(ours, theirs) == pytest.approx(mcnemar(table, exact=True).pvalue)
 
@@ -125,9 +123,9 @@ def test_a_permutation_test_is_even_where_systems_are_alike_and_sure_where_not()
     assert statistics.permutation(metrics.rmse(r, r + 0.1 * draw.normal(size=60)), worse) < 0.01
 
 
-def test_calibration_is_what_its_definition_gives() -> None:
-    logits = DRAW.normal(size=(500, 3)) * 3
-    labels = np.asarray([DRAW.choice(3, p=softmax(row / 2)) for row in logits])
+def test_calibration_is_what_its_definition_gives(draw: np.random.Generator) -> None:
+    logits = draw.normal(size=(500, 3)) * 3
+    labels = np.asarray([draw.choice(3, p=softmax(row / 2)) for row in logits])
     probabilities = softmax(logits, axis=1)
     confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
     expected = 0.0
@@ -143,11 +141,11 @@ def test_calibration_is_what_its_definition_gives() -> None:
     np.testing.assert_allclose(statistics.tempered(probabilities, 2.0), softmax(logits / 2, axis=1), atol=1e-9)
 
 
-def test_the_temperature_is_where_the_likelihood_is_highest() -> None:
+def test_the_temperature_is_where_the_likelihood_is_highest(draw: np.random.Generator) -> None:
     import torch
 
-    logits = DRAW.normal(size=(2000, 4)) * 3
-    labels = np.asarray([DRAW.choice(4, p=softmax(row / 2.5)) for row in logits])
+    logits = draw.normal(size=(2000, 4)) * 3
+    labels = np.asarray([draw.choice(4, p=softmax(row / 2.5)) for row in logits])
     found = statistics.fit_temperature(softmax(logits, axis=1), labels)
     log_temperature = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], max_iter=100)
