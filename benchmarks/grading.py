@@ -23,7 +23,6 @@ from tl_nlp.statistics import intervals
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FROZEN = ("method=head", "training.epochs=30", "training.batch_size=32", "training.head_lr=3e-4")
-APART = ("method=head", "task.reading=apart", "training.epochs=30", "training.head_lr=2e-2")
 EASE = ("task.low=-4", "task.high=2", "task.step=0.1")
 
 
@@ -66,7 +65,8 @@ def answers(data: Path) -> Iterator[tuple[str, Recipe]]:
                 f"data.train={files['train']}",
                 f"data.test={files['test']}",
                 "data.overlap=keep",
-                *APART,
+                "method=head",
+                "training.epochs=30",
             ),
         )
 

@@ -27,10 +27,10 @@ recipe = Recipe(
         test="samples/short_answers/test.jsonl",
         tests={"test_unseen": "samples/short_answers/test_unseen.jsonl"},
     ),
-    task=Grading(low=0, high=5, pooling="mean"),
+    task=Grading(low=0, high=5, pooling="mean", reading="apart"),
     method=Full(embeddings=False),
     note="The answers were written and graded for this project, not by teachers.",
-    training=Training(epochs=12, batch_size=16, lr=2e-4, head_lr=1e-3),
+    training=Training(epochs=5, batch_size=16, lr=2e-4, head_lr=2e-2, dropout=0.0),
 )
 
 if __name__ == "__main__":

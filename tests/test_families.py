@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_recipe
+from datasets import Dataset
 from safetensors.torch import load_file
+from transformers import AutoModel
 
-from tl_nlp import Predictor, evaluate, train
+from tl_nlp import Predictor, evaluate, features, train
 from tl_nlp.families import blocks
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
@@ -40,7 +42,7 @@ PLACES = {  # in two blocks; ALBERT uses one twice, BART has two that read and t
 @pytest.fixture(params=FAMILIES)
 def checkpoint(request: pytest.FixtureRequest, tiny_bert: Path, tmp_path: Path) -> Path:
     """A tiny random checkpoint of the family, with the tokenizer of the tiny BERT."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
 
     folder = tmp_path / request.param
     shutil.copytree(tiny_bert, folder)
@@ -96,3 +98,19 @@ def test_the_lowest_blocks_of_a_family_pool_windows(checkpoint: Path, reviews: P
     alone = predictor(["the good film"])[0].probabilities
     among = predictor(["the good film", "a bad plot " * 20])[0].probabilities
     assert alone == pytest.approx(among, abs=1e-5)
+
+
+def test_a_family_is_read_as_its_plain_attention_reads(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the fused kernel, and the plain one is there again to train with."""
+    if checkpoint.name == "bart":
+        pytest.skip("a BART writes")
+    monkeypatch.setenv("TL_NLP_CACHE", "")
+    model = AutoModel.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    rows = [[[2, 7, 8, 9, 3]], [[2, 11, 3], [2, 12, 13, 3]], [[2, *range(20, 60), 3]]]
+    encoded = Dataset.from_dict({"input_ids": rows})
+    read = features.embeddings(model, encoded, 0, "float32", "features")
+    with torch.no_grad():
+        for row, state in zip(rows, read, strict=True):
+            plain = torch.cat([model(input_ids=torch.tensor([window])).last_hidden_state[0] for window in row])
+            torch.testing.assert_close(torch.from_numpy(state).float(), plain.mean(0), atol=1e-4, rtol=1e-4)
+    assert model.config._attn_implementation == "eager"

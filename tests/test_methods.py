@@ -230,6 +230,14 @@ def test_a_training_cut_off_in_the_middle_goes_on_exactly(
             "task=grading training.focal_gamma=2",
             "is for classification, multilabel and not for task grading",
         ),
+        (
+            "task=grading task.pooling=mean task.reading=apart training.dropout=0.1",
+            "training.dropout: would make what task.reading=apart compares less alike in training",
+        ),
+        (
+            "task=grading task.pooling=mean task.reading=apart method=lora method.dropout=0.1",
+            "method.dropout: would make what",
+        ),
         ("task=highlights training.augmentation.word_swap=0.1", "augmentation.word_swap: is for classification"),
         ("training.ema=1", "training.ema: '1' does not fit"),
         ("training.average_last=3", "training.average_last: there are fewer evaluations: training.epochs=1"),

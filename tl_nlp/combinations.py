@@ -49,6 +49,10 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
         dropout > 0 and task.pooling == "checkpoint",  # type: ignore[attr-defined]
         "is of states that are pooled here; task.pooling=mean, or training.dropout for the checkpoint's own",
     )
+    apart = getattr(task, "reading", "together") == "apart"
+    alike = "would make what task.reading=apart compares less alike in training than it is later"
+    yield "training.dropout", apart and training.dropout != 0, f"{alike}; training.dropout=0"
+    yield "method.dropout", apart and getattr(method, "dropout", 0.0) > 0, f"{alike}; method.dropout=0"
     no_head = f"task {task.kind} writes through the checkpoint's embeddings and has no head of its own"
     yield "training.head_lr", writes and training.head_lr is not None, no_head
     yield "method.head_epochs", writes and method.head_epochs > 0, f"{no_head}; method.head_epochs=0"

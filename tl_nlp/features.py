@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
 from tl_nlp.families import head_modules, in_head
 from tl_nlp.feature_cache import FeatureCache, row_keys
-from tl_nlp.hardware import autocast, is_half
+from tl_nlp.hardware import inferring, is_half
 from tl_nlp.heads import Head
 
 MAX_BYTES = 2 * 10**9  # of features in memory; beyond, the backbone runs every epoch
@@ -156,11 +156,9 @@ def _states(
     model: Any, encoded: Encoded, pad_id: int, precision: str, description: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """A pass at a time, in eval mode: each window's row, its states (windows, tokens, hidden), and its mask."""
-    device = next(model.parameters()).device
-    model.eval()
     lengths = window_lengths(encoded)
     bar = tqdm(total=len(lengths), desc=description, unit="row", file=sys.stderr)
-    with torch.inference_mode(), autocast(precision, device), bar:
+    with inferring(model, precision) as device, bar:
         for rows in budgeted(lengths):
             columns = encoded[rows]
             batch = collate({name: columns[name] for name in columns if name != "labels"}, pad_id, device)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import resource
 import sys
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tl_nlp.families import without_peft
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -21,6 +24,26 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """The context in which models compute under `training.precision`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=is_half(precision, device))
+
+
+@contextmanager
+def inferring(model: Any, precision: str) -> Iterator[torch.device]:
+    """Within the block the model answers and does not learn; gives the device it is on.
+
+    Attention is the fused kernel where the family has one: on a CPU only its backward pass is the slower one.
+    """
+    device = next(model.parameters()).device
+    plain = without_peft(model)
+    is_slow = plain.config._attn_implementation == "eager" and plain._supports_sdpa
+    model.eval()
+    if is_slow:
+        plain.set_attn_implementation("sdpa")
+    try:
+        with torch.inference_mode(), autocast(precision, device):
+            yield device
+    finally:
+        if is_slow:
+            plain.set_attn_implementation("eager")
 
 
 def is_half(precision: str, device: torch.device) -> bool:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from tl_nlp.artifact import load_trained
 from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
 from tl_nlp.errors import DataError, RunError
-from tl_nlp.hardware import autocast, best_device
+from tl_nlp.hardware import best_device, inferring
 from tl_nlp.heads import head_of
 from tl_nlp.model import placed
 from tl_nlp.recipe import Recipe, Task
@@ -92,11 +91,9 @@ class Predictor:
 
     def infer(self, encoded: Encoded, bar: Any = None) -> list[np.ndarray]:
         """What the head infers for each encoded row, in their order; each pass keeps within a token budget."""
-        device = next(self.model.parameters()).device
         lengths = window_lengths(encoded)
         outputs: list[np.ndarray] = [np.empty(0)] * len(lengths)
-        self.model.eval()
-        with torch.inference_mode(), autocast(self.precision, device):
+        with inferring(self.model, self.precision) as device:
             for rows in budgeted(lengths):
                 columns = encoded[rows]
                 batch = collate({name: columns[name] for name in columns if name != "labels"}, self.pad_id, device)
