@@ -22,7 +22,7 @@ from tl_nlp.metrics import Measured
 from tl_nlp.statistics import intervals
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-FROZEN = ("method=head", "training.epochs=30", "training.batch_size=32", "training.head_lr=3e-4")
+FROZEN = ("method=head", "training.batch_size=32", "training.head_lr=3e-4")
 EASE = ("task.low=-4", "task.high=2", "task.step=0.1")
 
 
@@ -34,7 +34,7 @@ def essays_frozen(data: Path) -> Iterator[tuple[str, Recipe]]:
     for seed in range(3):
         yield (
             f"essays-frozen-{seed}",
-            load_recipe(RECIPES / "essays.py", *_essays(data), *FROZEN, f"training.seed={seed}"),
+            load_recipe(RECIPES / "essays.py", *_essays(data), *FROZEN, "training.epochs=20", f"training.seed={seed}"),
         )
 
 
@@ -83,6 +83,7 @@ def readability(data: Path) -> Iterator[tuple[str, Recipe]]:
                 f"data.fold={fold}",
                 *EASE,
                 *FROZEN,
+                "training.epochs=30",
             ),
         )
 

@@ -3,9 +3,9 @@
 The answers were written and graded for this project, not by teachers: see tl_nlp/samples/short_answers/README.md.
 
 Command   python recipes/short_answers.py
-Cost      2.5 to 3.5 minutes and 2.8 GB on 2 cores (AVX-512-BF16, no GPU)
-Expect    84 answers to questions trained on: r 0.67, QWK 0.57; 120 to questions never seen: r 0.59, QWK 0.51;
-          84 are too few to tell it from frozen features (QWK 0.42): undecided
+Cost      3 minutes and 2.8 GB on 2 cores (AVX2, no GPU)
+Expect    84 answers to questions trained on: r 0.74, QWK 0.71 (frozen features 0.42); 120 to questions never seen:
+          r 0.65, QWK 0.62 (length 0.12)
 """
 
 from tl_nlp import Checkpoint, Recipe, Training
