@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from resuming import trained
 
-from tl_nlp import Recipe, Run, load_recipe, metrics, train
+from tl_nlp import Recipe, load_recipe, metrics
 from tl_nlp.evaluation import read_predictions
 from tl_nlp.metrics import Measured
 from tl_nlp.statistics import intervals
@@ -88,21 +89,11 @@ def readability(data: Path) -> Iterator[tuple[str, Recipe]]:
         )
 
 
-def trained(name: str, recipe: Recipe) -> Run:
-    """The run of that name, trained or gone on with unless it is finished."""
-    pointer = WORK / f"{name}.txt"
-    if pointer.is_file() and Run.find(Path(pointer.read_text())):
-        return train(Run(Path(pointer.read_text())))
-    run = Run.create(recipe.model_copy(update={"name": name}), WORK)
-    pointer.write_text(str(run.folder))
-    return train(run)
-
-
 def main(data: Path, chosen: list[str]) -> None:
     for study in chosen or [study.__name__ for study in STUDIES]:
         pooled: list[tuple[np.ndarray, np.ndarray]] = []
         for name, recipe in {one.__name__: one for one in STUDIES}[study](data):
-            run = trained(name, recipe)
+            run = trained(name, recipe, WORK)
             results = run.results()
             scores = results["splits"]["test"]["metrics"]
             scored = {metric: scores[metric] for metric in SHOWN if metric in scores}

@@ -21,6 +21,7 @@ from tl_nlp.personal import masked, personal_data
 from tl_nlp.tables import Rejects
 from tl_nlp.tasks.classification import Classification
 from tl_nlp.tasks.multilabel import Multilabel
+from tl_nlp.tasks.summarization import Summarization
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("l", "n", "r", "st")]
 
@@ -300,3 +301,13 @@ def test_long_texts_that_are_cut_are_told_from_end_to_end(
     data = Files(path=write_jsonl(tmp_path / "rows.jsonl", rows), similarity=1)
     out = command("check", recipe_file(tiny_recipe(tiny_bert, data, task), tmp_path)).out
     assert re.search(r"warning: 4\d\.\d % of the tokens of train, in 100\.0 % of its rows, are in no window", out), out
+
+
+def test_a_summary_longer_than_its_text() -> None:
+    rows = plain_splits()
+    rows["train"][3]["target"] = rows["train"][3]["text"] + " and more"
+    ready = splits(**rows)
+    findings = {finding.name: finding for finding in check(ready, Summarization(), Rejects())}
+    assert findings["longer_targets"].count == 1
+    assert findings["longer_targets"].examples == ["train-3"]
+    assert "longer_targets" not in found(rows)

@@ -10,7 +10,6 @@ import pytest
 from conftest import Answer, review_rows, tiny_recipe, write_jsonl
 
 from tl_nlp import Predictor, Run, evaluate, train
-from tl_nlp.baselines import textrank
 from tl_nlp.data.files import Files
 from tl_nlp.evaluation import judged, read_predictions, references, score
 from tl_nlp.rows import resolved
@@ -165,12 +164,6 @@ def test_other_tasks_have_their_baselines(task: str, tiny_bert: Path, tmp_path: 
     expected = {"mean", "length", "tfidf", "frozen"} if task == "grading" else {"lead", "textrank", "tfidf", "frozen"}
     assert set(results["baselines"]) == expected
     assert results["verdict"].split()[0] in ("better", "worse", "undecided")
-
-
-def test_textrank_prefers_what_others_say_too() -> None:
-    rank = textrank(["the plot of the film is good", "a good film with a plot", "bananas are yellow", "good plot"])
-    assert rank.argmin() == 2
-    assert rank.sum() == pytest.approx(1)
 
 
 def test_rows_that_were_trained_on_are_told(run: Run, tmp_path: Path, command: Callable[..., Answer]) -> None:

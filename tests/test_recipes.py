@@ -24,11 +24,19 @@ def test_a_recipe_is_a_short_declaration_with_its_cost(path: Path) -> None:
         assert re.search(rf"^{word} {{2,}}\S", docstring, re.MULTILINE), word
 
 
+HUB_COLUMNS = {
+    "summarization_t5": ("text", "summary"),
+    "summarization_bart": ("dialogue", "summary"),
+    "translation_t5": ("english", "non_english"),
+}
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_runs(
     path: Path,
     tiny_bert: Path,
     tiny_t5: Path,
+    tiny_bart: Path,
     own_runs: Path,
     tmp_path: Path,
     command: Callable[..., Answer],
@@ -51,13 +59,20 @@ def test_a_recipe_runs(
             named = [{"text": row["text"], "label": row["target"][:3]} for row in review_rows(30, seed)]
             write_jsonl(folder / f"{split}.jsonl", named)
         words += [f"data.name={folder}", f"checkpoint={tiny_bert}"]
-    elif path.stem == "summarization_t5":
+    elif path.stem in ("subjects", "tldr"):
+        summed = [{**row, "target": "the film"} for row in review_rows(60)]
+        words += [f"data.path={write_jsonl(tmp_path / 'texts.jsonl', summed)}"]
+    elif path.stem in HUB_COLUMNS:
         folder = tmp_path / "hub"
         folder.mkdir()
-        for seed, split in enumerate(("train", "test")):
-            named = [{"text": row["text"], "summary": "the film"} for row in review_rows(30, seed)]
+        text, target = HUB_COLUMNS[path.stem]
+        for seed, split in enumerate(("train", "validation", "test")):
+            named = [{"id": row["text"], text: row["text"], target: "the film"} for row in review_rows(30, seed)]
             write_jsonl(folder / f"{split}.jsonl", named)
-        words += [f"data.name={folder}", f"checkpoint={tiny_t5}", "task.max_length=64", "task.max_new_tokens=8"]
+        checkpoint = tiny_bart if path.stem == "summarization_bart" else tiny_t5
+        words += [f"data.name={folder}", f"checkpoint={checkpoint}", "task.max_length=64", "task.max_new_tokens=8"]
+    if path.stem == "translation_t5":
+        words += ["data.config=null", "task.prefix=summarize: "]
     if path.stem in ("sentiment_two_stages", "essays"):
         words[0:1] = ["training.epochs=2", "method.head_epochs=1"]
     if path.stem == "summary_highlights":

@@ -135,18 +135,18 @@ def test_summarization(tiny_t5: Path) -> None:
     encoded = task.encode(rows(text=["the film is good and very fine . it was dull"], target=["good film"]), tokenizer)
     assert tokenizer.decode(encoded["input_ids"][0][0]) == "summarize : the film is good and very fine </s>"
     assert encoded["cut"] == [4]
-    assert tokenizer.decode(encoded["labels"][0]) == "good film </s>"
+    assert tokenizer.decode(encoded["labels"][0][0]) == "good film </s>"
     assert (
         task.encode(rows(text=["the film"], pair=["plot ?"]), tokenizer)["input_ids"][0][0]
         == (tokenizer("summarize: plot ? the film")["input_ids"])
     )
     (prediction,) = task.decode([np.array(encoded["labels"][0])], rows(target=["x"]), tokenizer)
-    assert prediction == Text("good film")
-    assert as_json(prediction) == {"text": "good film"}
+    assert prediction == Text("good film", invented=[], unfinished=False)
+    assert as_json(prediction) == {"text": "good film", "invented": [], "unfinished": False}
     assert task.score([prediction], rows(target=["bad plot"], others=[["good film"]]))["rouge1"] == 100
     assert task.score([prediction], rows(target=["bad plot"], others=["good film"]))["rouge1"] == 100
     long = task.encode(rows(target=["good film and very fine plot"]), tokenizer)
-    assert (tokenizer.decode(long["labels"][0]), long["cut"]) == ("good film and </s>", [3])
+    assert (tokenizer.decode(long["labels"][0][0]), long["cut"]) == ("good film and </s>", [3])
     with pytest.raises(DataError, match="row r0: its target '' is no text"):
         task.encode(rows(target=[""]), tokenizer)
     with pytest.raises(RecipeError, match="min_new_tokens: 9 is above max_new_tokens 4"):
@@ -174,3 +174,37 @@ def test_highlights(bert) -> None:
         task.encode(rows(sentences=["one text"], target=["x"]), bert)
     with pytest.raises(DataError, match="needs the columns sentences and highlights"):
         marks.encode(rows(text=[text], target=["x"]), bert)
+
+
+def test_highlights_keep_to_their_budget() -> None:
+    sentences = ["The plot was very dull.", "The plot was dull.", "It was fine.", "The plot was very, very dull."]
+    outputs = [np.array([3.0, 2.0, 1.0, 2.5])]
+
+    def picked(**choices: object) -> list[int] | None:
+        task = Highlights(**{"n_sentences": 3, **choices})
+        (prediction,) = task.decode(outputs, {"sentences": [sentences], "id": ["r0"]}, None)
+        assert isinstance(prediction, Text)
+        return prediction.sentences
+
+    assert picked() == [0, 1, 3]
+    assert picked(repeats=False) == [0, 2]
+    assert picked(n_words=9) == [0]
+    assert picked(n_words=11) == [0, 3]
+    assert picked(n_words=1) == [0]
+
+
+def test_a_budget_of_words_is_found_on_validation() -> None:
+    sentences = ["The plot was very dull.", "It was fine and the actors were good.", "Some scenes."]
+    outputs = [np.array([2.0, 1.0, 0.0])] * 2
+    rows = {"id": ["a", "b"], "sentences": [sentences] * 2, "text": ["x", "x"]}
+    task = Highlights(n_sentences=3)
+
+    def n_picked(target: str, **choices: object) -> int:
+        fitted = task.model_copy(update={"budget": "fitted", **choices}).calibrated(
+            outputs, {**rows, "target": [target] * 2}
+        )
+        return len(fitted.decode(outputs, rows, None)[0].sentences)  # type: ignore[union-attr]
+
+    assert n_picked("The plot was dull.") == 1
+    assert n_picked("The plot was dull, it was fine, actors good.") == 2
+    assert task.calibrated(outputs, {**rows, "target": ["The plot."] * 2}) == task

@@ -21,7 +21,7 @@ from tl_nlp.statistics import (
     reliability,
     risk_coverage,
 )
-from tl_nlp.types import Label, Labels, Prediction, Scores, Text
+from tl_nlp.types import Label, Labels, Prediction, Scores, Text, pieces
 
 if TYPE_CHECKING:
     from tl_nlp.recipe import Rows, Task
@@ -30,11 +30,13 @@ _SMALLEST_SLICE = 20  # rows
 _MOST_SLICES = 12
 _N_MISTAKES = 20
 _OF_SCORES = ("pearson", "mean_pearson", "spearman", "rmse", "length_pearson")  # what grades are cut from
+_OF_TEXTS = ("rouge1", "rouge2", "rougeLsum")
 _N_LENGTHS = 4  # quarters of the rows by length
 
 
 def analyse(task: Task, predictions: list[Prediction], rows: Rows) -> dict[str, Any]:
-    """classes and confusion (labels), calibration (where there are probabilities), slices and mistakes (ids)."""
+    """classes and confusion (labels), calibration (where there are probabilities), slices and mistakes (ids), and what
+    was written that the text does not have (invented)."""
     found: dict[str, Any] = {"slices": slices(task, predictions, rows), "mistakes": mistakes(task, predictions, rows)}
     labels = list(task.outputs())
     if task.head == "classify":
@@ -53,6 +55,10 @@ def analyse(task: Task, predictions: list[Prediction], rows: Rows) -> dict[str, 
         sure = np.maximum(shares, 1 - shares).ravel()
         found["calibration"] = _calibration(sure, ((shares >= 0.5) == truth).ravel())
         found["calibration"]["brier"] = brier(shares, truth) / len(labels)
+    elif task.head == "select":
+        found["ceiling"] = _ceiling(task, rows)
+    elif task.head == "generate":
+        found["invented"] = _invented(predictions, rows)
     elif task.head == "regress":
         found |= _work_saved(task, predictions, rows)
         found["groups"] = _group_differences(task, predictions, rows)
@@ -63,6 +69,20 @@ def analyse(task: Task, predictions: list[Prediction], rows: Rows) -> dict[str, 
             kept = {name: before[name] for name in _OF_SCORES if name in before}
             found["with_length"] = intervals(kept, len(predictions), clusters(rows))
     return found
+
+
+def _ceiling(task: Task, rows: Rows) -> dict[str, dict[str, float]]:
+    """What the metrics would be were the sentences picked that are worth most."""
+    worths = [np.asarray(theirs) for theirs in task.labels_of(rows)]
+    best = task.score(task.decode(worths, rows, None), rows)
+    return intervals({name: best[name] for name in _OF_TEXTS}, len(worths), clusters(rows))
+
+
+def _invented(predictions: list[Prediction], rows: Rows) -> list[dict[str, Any]]:
+    """Texts with the most that their source does not have, each cut where that begins and ends: [text, is invented]."""
+    made = [(place, one) for place, one in enumerate(predictions) if isinstance(one, Text) and one.invented]
+    made.sort(key=lambda pair: -len(pair[1].invented or []))
+    return [{"id": rows["id"][place], "pieces": pieces(one)} for place, one in made[:_N_MISTAKES]]
 
 
 def _work_saved(task: Task, predictions: list[Prediction], rows: Rows) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from tl_nlp.rows import columns_of
 from tl_nlp.scales import groups_of
+from tl_nlp.textrank import textrank
 from tl_nlp.types import COLUMNS, Prediction, Text
 
 if TYPE_CHECKING:
@@ -226,26 +227,8 @@ def _lead(known: Given) -> Answers:
 
 
 def _textrank(known: Given) -> Answers:
-    """The sentences that are most like the others (Mihalcea & Tarau 2004), by TF-IDF and PageRank."""
+    """The sentences that are most like the others."""
     return _picked(known, textrank)
-
-
-def textrank(sentences: list[str]) -> np.ndarray:
-    """The PageRank of each sentence among all, linked by the cosine of their TF-IDF vectors."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    try:
-        vectors = TfidfVectorizer().fit_transform(sentences)
-    except ValueError:  # not a word in any
-        return np.ones(len(sentences))
-    links = (vectors @ vectors.T).toarray()
-    np.fill_diagonal(links, 0)
-    out = links.sum(axis=1, keepdims=True)
-    links = np.divide(links, out, out=np.full_like(links, 1 / len(sentences)), where=out > 0)
-    rank = np.full(len(sentences), 1 / len(sentences))
-    for _ in range(50):
-        rank = 0.15 / len(sentences) + 0.85 * rank @ links
-    return rank
 
 
 def _tfidf_sentences(known: Given) -> Answers:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tl_nlp.types import IGNORED
+
 Encoded = Any
 """Encoded rows: a `datasets.Dataset` of `Task.encode`'s columns, or anything with `encoded[indices]` → columns."""
 
@@ -105,9 +107,11 @@ def collate(columns: dict[str, list[Any]], pad_id: int, device: Any = "cpu") -> 
 def _labels(labels: list[Any]) -> Tensor:
     if not isinstance(labels[0], list):
         return torch.tensor(labels)
+    if isinstance(labels[0][0], list):
+        return _pad([window for windows in labels for window in windows], IGNORED, torch.long)
     if any(isinstance(value, float) for value in labels[0]):
         return _pad(labels, float("nan"), torch.float)
-    return _pad(labels, -100, torch.long)
+    return torch.tensor(labels)
 
 
 def _pad(lists: list[list[Any]], fill: float, dtype: torch.dtype) -> Tensor:

@@ -77,6 +77,8 @@ def check(
     """
     found = [*_left_out(rejects), *_ids_again(rows), *_texts(rows), *_cut(tokens or {}, rows)]
     found += [*_doubles(rows), *_together(rows)]
+    if task.head in ("generate", "select"):
+        found += _longer_targets(rows)
     found += _constant(rows)
     named = {split: _labels_of(theirs, task) for split, theirs in rows.items()}
     if any(named.values()):
@@ -156,6 +158,19 @@ def _texts(rows: DatasetDict) -> list[Finding]:
                     _ids(theirs, short),
                 )
             )
+    return found
+
+
+def _longer_targets(rows: DatasetDict) -> list[Finding]:
+    """Summaries that are longer than what they are of."""
+    found = []
+    for split, theirs in rows.items():
+        texts, targets = (pc.utf8_length(plain(theirs[name][:])) for name in ("text", "target"))
+        longer = np.flatnonzero(pc.greater(targets, texts).to_numpy(zero_copy_only=False))
+        if len(longer):
+            message = f"{len(longer)} targets of {split} are longer than their texts"
+            mend = "see whether the columns data.text and data.target are the right ones"
+            found.append(Finding("longer_targets", "warning", len(longer), message, mend, _ids(theirs, longer)))
     return found
 
 

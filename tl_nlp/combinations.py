@@ -29,11 +29,15 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
         f"are; {fitting}; training.precision=bfloat16 is for fast arithmetic",
     )
 
-    random, moves_all = recipe.checkpoint.random, method.kind == "full" and load_in == "float32"
+    moves_all = method.kind == "full" and load_in == "float32"
+    for field in ("random", "warm_start"):
+        is_set = getattr(recipe.checkpoint, field)
+        drawn = "weights that are drawn must all learn: method=full, in float32"
+        yield f"checkpoint.{field}", is_set and not moves_all, drawn
     yield (
-        "checkpoint.random",
-        random and not moves_all,
-        "weights that are drawn must all learn: method=full, in float32",
+        "checkpoint.warm_start",
+        recipe.checkpoint.warm_start and task.head != "generate",
+        f"is for tasks that write, and task {task.kind} does not; without it the checkpoint is read as it is",
     )
 
     for field, heads in _LOSSES.items():
@@ -54,8 +58,9 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
     yield "training.dropout", apart and training.dropout != 0, f"{alike}; training.dropout=0"
     yield "method.dropout", apart and getattr(method, "dropout", 0.0) > 0, f"{alike}; method.dropout=0"
     no_head = f"task {task.kind} writes through the checkpoint's embeddings and has no head of its own"
-    yield "training.head_lr", writes and training.head_lr is not None, no_head
-    yield "method.head_epochs", writes and method.head_epochs > 0, f"{no_head}; method.head_epochs=0"
+    has_head = not writes or recipe.checkpoint.warm_start
+    yield "training.head_lr", not has_head and training.head_lr is not None, no_head
+    yield "method.head_epochs", not has_head and method.head_epochs > 0, f"{no_head}; method.head_epochs=0"
     yield "method.head_epochs", method.moves == "head" and method.head_epochs > 0, "the head learns alone at all times"
     yield (
         "method.head_epochs",

@@ -185,7 +185,8 @@ def read_predictions(path: Path, task: Task) -> tuple[list[Prediction], Rows]:
     else:
         table["target"] = target
     shares = table.pop("probabilities", None)
-    chosen = table.pop("predicted_sentences", None)
+    chosen = table.pop("predicted_sentences", None) or table.pop("sentences", None)
+    written = [chosen, *(table.pop(name, None) for name in ("invented", "unfinished"))]
     scored = [table.pop(name, None) for name in ("grades", "margins", "unsure")]
     made: list[Prediction] = []
     for place, value in enumerate(given):
@@ -196,7 +197,7 @@ def read_predictions(path: Path, task: Task) -> tuple[list[Prediction], Rows]:
         elif task.head == "regress":
             made.append(Scores(value, *(more[place] if more else None for more in scored)))
         else:
-            made.append(Text(value, chosen[place] if chosen else None))
+            made.append(Text(value, *(more[place] if more else None for more in written)))
     return made, table
 
 

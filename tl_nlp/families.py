@@ -110,8 +110,11 @@ def backbone(model: Any) -> Any:
 
 def head_modules(model: Any) -> list[str]:
     """The modules that are the head of a transformers model: all with weights outside the backbone, and the backbone's
-    pooler, which many checkpoints lack. [] for a model that writes through its embeddings."""
+    pooler, which many checkpoints lack. The whole decoder where it was begun from an encoder (`warm_start`); [] for
+    another model that writes, which does so through its embeddings."""
     model = without_peft(model)
+    if model.config.model_type == "encoder-decoder":
+        return ["decoder"]
     if model.can_generate():
         return []
     backbone = model.base_model_prefix

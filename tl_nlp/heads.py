@@ -17,12 +17,15 @@ from torch.nn import functional
 
 from tl_nlp import document
 from tl_nlp.errors import RecipeError
+from tl_nlp.families import without_peft
 from tl_nlp.recipe import Training
+from tl_nlp.types import IGNORED
 
 Batch = dict[str, Tensor]
 """`input_ids` (or `inputs_embeds`) and `attention_mask` of shape (windows, tokens); of shape (windows,): `rows`, the
 index of each window's example, and `lengths`, the tokens it stands for; `n_rows`; where the task counts them `surface`
-of shape (examples, features) and `group` of shape (examples,); with targets `labels` of shape (examples, ...)."""
+of shape (examples, features) and `group` of shape (examples,); with targets `labels` of shape (examples, ...),
+or for text (windows, tokens)."""
 
 _INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids")
 
@@ -349,16 +352,38 @@ class Select(Head):
 
 
 class Generate(Head):
-    """Cross-entropy of each token; labels of shape (examples, tokens), -100 where none is. Infers token ids."""
+    """Cross-entropy of each token; labels of shape (windows, tokens), `IGNORED` where none is. Infers token ids, shaped
+    (windows, tokens)."""
 
     auto_class = "AutoModelForSeq2SeqLM"
 
-    def __init__(self, max_new_tokens: int = 64, min_new_tokens: int = 0, beams: int = 1):
-        self.options = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "num_beams": beams}
+    def __init__(
+        self,
+        max_new_tokens: int = 64,
+        min_new_tokens: int = 0,
+        beams: int = 1,
+        length_penalty: float = 1.0,
+        no_repeat_ngrams: int = 0,
+    ):
+        self.options = {
+            "max_new_tokens": max_new_tokens,
+            "min_new_tokens": min_new_tokens,
+            "num_beams": beams,
+            "length_penalty": length_penalty,
+            "no_repeat_ngram_size": no_repeat_ngrams,
+            "do_sample": False,
+        }
+
+    def install(self, model: Any) -> None:
+        """Writes the settings into the model's own, so that plain transformers writes as we do."""
+        for name, value in self.options.items():
+            setattr(model.generation_config, name, value)
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
-        """Of shape (examples, tokens, vocabulary), each token's given those before it in the labels."""
-        return model(**{name: batch[name] for name in ("input_ids", "attention_mask", "labels")}).logits.float()
+        """Of shape (windows, tokens, vocabulary), each token's given those before it in the labels."""
+        before = without_peft(model).prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        return model(**inputs, decoder_input_ids=before, use_cache=False).logits.float()
 
     def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
         loss = functional.cross_entropy(
@@ -366,15 +391,17 @@ class Generate(Head):
             batch["labels"].flatten(),
             label_smoothing=objective.label_smoothing,
             reduction="sum",
+            ignore_index=IGNORED,
         )
-        return loss, (batch["labels"] != -100).sum()
+        return loss, (batch["labels"] != IGNORED).sum()
 
     def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        return _divergence(one, other)[batch["labels"] != -100].sum()
+        return _divergence(one, other)[batch["labels"] != IGNORED].sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return list(model.generate(**inputs, **self.options, do_sample=False).cpu().numpy())
+        written, rows = model.generate(**inputs, **self.options).cpu().numpy(), batch["rows"].cpu().numpy()
+        return [written[rows == row] for row in range(int(batch["n_rows"]))]
 
 
 HEADS: dict[str, type[Head]] = {

@@ -260,6 +260,25 @@ def _rouge_scorer(types: tuple[str, ...]) -> Any:
     return RougeScorer(list(types), use_stemmer=True)
 
 
+def equal_texts(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> Measured:
+    """The share of predictions that are one of their references but for case and spaces."""
+
+    def plain(text: str) -> str:
+        return " ".join(text.lower().split())
+
+    both = zip(references, predictions, strict=True)
+    return mean([plain(ours) in map(plain, theirs) for theirs, ours in both])
+
+
+def chrf(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> Measured:
+    """Mean chrF2 of sacrebleu (Popovic 2015), 0-100, for each example the best of its references."""
+    from sacrebleu.metrics import CHRF
+
+    scorer = CHRF()
+    both = zip(predictions, references, strict=True)
+    return mean([scorer.sentence_score(ours, list(theirs)).score for ours, theirs in both])
+
+
 def bleu(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> Measured:
     """Corpus BLEU of sacrebleu, 0-100."""
     from sacrebleu.metrics import BLEU

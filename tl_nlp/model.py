@@ -14,6 +14,7 @@ from tl_nlp.families import blocks, head_modules, in_head, within_block, without
 from tl_nlp.heads import head_of
 from tl_nlp.pretrained import first_line, load_config, positions
 from tl_nlp.recipe import Recipe
+from tl_nlp.warm_start import warm_config, warm_model
 
 
 def check(recipe: Recipe, folder: Path, tokenizer: Any) -> None:
@@ -30,12 +31,15 @@ def check(recipe: Recipe, folder: Path, tokenizer: Any) -> None:
             "a longer text becomes several windows",
             "task.max_length",
         )
+    prefix = getattr(recipe.task, "prefix", "")
+    if prefix and tokenizer.unk_token_id in tokenizer(prefix)["input_ids"]:
+        raise RecipeError(f"{prefix!r} has what this checkpoint has no token for", "task.prefix")
     method.check(skeleton, head)
     _number_format(recipe.checkpoint.load_in, skeleton)
     _check_blocks(recipe, skeleton, head)
     if training.gradient_checkpointing and not skeleton.supports_gradient_checkpointing:
         raise RecipeError(f"the family {config.model_type!r} cannot do it", "training.gradient_checkpointing")
-    drops = [getattr(config, name) for name in _dropouts(config)]
+    drops = [getattr(part, name) for part, name in _dropouts(config)]
     drops += [getattr(part, "dropout", 0.0) for part in (method, recipe.task)]
     if training.r_drop and not any(drops):
         raise RecipeError(
@@ -69,15 +73,22 @@ def _check_blocks(recipe: Recipe, skeleton: Any, head: list[str]) -> None:
         )
 
 
-def _skeleton(recipe: Recipe, folder: Path) -> Any:
-    """The model of a recipe on the meta device: its classes, names and shapes."""
+def _skeleton(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
+    """The model of a recipe on the meta device: its classes, names and shapes; `trained` where `folder` has what the
+    recipe made of its checkpoint."""
     import torch
     import transformers
 
     auto_class = getattr(transformers, head_of(recipe.task).auto_class)
     config = load_config(folder)
+    if recipe.checkpoint.blocks is not None and not trained:
+        _keep_blocks(config, recipe.checkpoint.blocks)
+    if recipe.checkpoint.warm_start and not trained:
+        config = warm_config(config, folder)
     if type(config) not in auto_class._model_mapping:
-        fits = "a T5- or BART-style checkpoint" if recipe.task.head == "generate" else "a BERT-style checkpoint"
+        fits = "a BERT-style checkpoint"
+        if recipe.task.head == "generate":
+            fits = "a T5- or BART-style one, or a BERT-style one with checkpoint.warm_start=true"
         raise RecipeError(
             f"a checkpoint of the family {config.model_type!r} cannot do the task {recipe.task.kind}, "
             f"which needs {fits}",
@@ -87,16 +98,14 @@ def _skeleton(recipe: Recipe, folder: Path) -> Any:
         raise RecipeError(
             "T5 overflows to NaN in float16; bfloat16 has its range: checkpoint.load_in=bfloat16", "checkpoint.load_in"
         )
-    if recipe.checkpoint.blocks is not None:
-        _keep_blocks(config, recipe.checkpoint.blocks)
     outputs = recipe.task.outputs()
     if outputs:
         config.num_labels = len(outputs)
         config.id2label = dict(enumerate(outputs))
         config.label2id = {name: index for index, name in enumerate(outputs)}
     if recipe.training.dropout is not None:
-        for name in _dropouts(config):
-            setattr(config, name, recipe.training.dropout)
+        for part, name in _dropouts(config):
+            setattr(part, name, recipe.training.dropout)
     with torch.device("meta"):
         skeleton = auto_class.from_config(config, attn_implementation="eager")
     head_of(recipe.task).install(skeleton)
@@ -114,10 +123,13 @@ def _keep_blocks(config: Any, n_blocks: int) -> None:
         config.layer_types = config.layer_types[:n_blocks]
 
 
-def _dropouts(config: Any) -> list[str]:
+def _dropouts(config: Any) -> list[tuple[Any, str]]:
+    """Each rate of dropout by the configuration it is in, which may be a part's, and its name."""
+    parts = [getattr(config, name) for name in config.sub_configs]
     return [
-        name
-        for name, value in config.to_dict().items()
+        (part, name)
+        for part in (config, *parts)
+        for name, value in part.to_dict().items()
         if "dropout" in name and (value is None or (isinstance(value, int | float) and not isinstance(value, bool)))
     ]
 
@@ -158,14 +170,15 @@ def load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
     """
     import torch
 
-    skeleton, of_task = _skeleton(recipe, folder), head_of(recipe.task)
+    skeleton, of_task = _skeleton(recipe, folder, trained=trained), head_of(recipe.task)
     head = head_modules(skeleton)
     if recipe.checkpoint.random and not trained:
         model = type(skeleton)._from_config(skeleton.config, attn_implementation=_attention())
         of_task.install(model)
         return model
+    load = warm_model if recipe.checkpoint.warm_start and not trained else type(skeleton).from_pretrained
     try:
-        model, info = type(skeleton).from_pretrained(
+        model, info = load(
             str(folder),
             config=skeleton.config,
             trust_remote_code=False,

@@ -142,6 +142,7 @@ def load_config(folder: Path) -> Any:
 
 def positions(config: Any) -> float:
     """How many tokens a checkpoint has positions for."""
+    config = config.encoder if config.model_type == "encoder-decoder" else config
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return float("inf")

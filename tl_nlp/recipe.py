@@ -105,6 +105,11 @@ class Task(Component):
     def decode(self, outputs: list[np.ndarray], rows: Rows, tokenizer: Any) -> list[Prediction]:
         """What the head's inference gave for each row, in the words of the task."""
 
+    def glance(self) -> tuple[Task, int | None]:
+        """This task as it is scored on validation while training goes on, and on how many rows at most: less, where
+        answers are costly."""
+        return self, None
+
     def calibrated(self, outputs: list[np.ndarray], rows: Rows) -> Task:
         """This task with what validation teaches about its decisions (a temperature, thresholds) written in. `outputs`
         are what the head inferred for the validation rows."""
@@ -210,6 +215,7 @@ class Checkpoint(Value):
     revision: str | None = None  # on the Hub: branch, tag or commit; elsewhere: sha256 of model.safetensors
     load_in: LoadIn = "float32"  # of frozen weights; what is trained stays float32
     blocks: int | None = Field(None, ge=1)  # keeps so many of the lowest ones, for speed (Sajjad et al. 2020)
+    warm_start: bool = False  # an encoder begins encoder and decoder of a model that writes (Rothe et al. 2020)
     random: bool = False  # the architecture alone, all weights drawn from training.seed: what pretraining is worth
 
 

@@ -226,6 +226,13 @@ def empty_targets(rows: dict[str, list[Any]]) -> dict[int, str]:
     }
 
 
+def all_references(rows: dict[str, list[Any]]) -> list[list[str]]:
+    """For each row its target and, where the rows have the column `others`, the further references in it."""
+    others = rows.get("others") or [None] * len(rows["target"])
+    more = [[text] if isinstance(text, str) else list(text or []) for text in others]
+    return [[target, *theirs] for target, theirs in zip(rows["target"], more, strict=True)]
+
+
 def hashes(rows: Dataset) -> np.ndarray:
     """A 64-bit hash of the words of (text, pair) of each row: equal where only case, marks or tags differ."""
     import hashlib

@@ -12,6 +12,7 @@ import evaluate
 import numpy as np
 
 from tl_nlp import metrics
+from tl_nlp.faithfulness import fragments, invented, novel, repeated, words_of
 from tl_nlp.metrics import Measured
 from tl_nlp.types import Metrics
 
@@ -140,20 +141,46 @@ def _of_people(r: np.ndarray, p: np.ndarray, groups: np.ndarray, raters: np.ndar
 _FEWEST_RATED = 10
 
 
-def all_references(rows: dict[str, list[Any]]) -> list[list[str]]:
-    """For each row its target and, where the rows have the column `others`, the further references in it."""
-    others = rows.get("others") or [None] * len(rows["target"])
-    more = [[text] if isinstance(text, str) else list(text or []) for text in others]
-    return [[target, *theirs] for target, theirs in zip(rows["target"], more, strict=True)]
-
-
 class TextMetrics(_Metric):
-    """rouge1, rouge2, rougeL, rougeLsum and bleu of texts, each against any number of references."""
+    """rouge1, rouge2, rougeL, rougeLsum, bleu, chrf and exact_match of texts, each against any number of references;
+    and what they do with their `sources`.
+
+    invented is the share of texts with a number, date, name or address that the source does not have, novel_bigrams
+    that of their bigrams; repetition is the share of trigrams that a text had before. coverage, density and compression
+    are those of Grusky et al. 2018: the share of words that are in pieces of the source, the mean length of the piece
+    that a word is in, and how many words of the source there are for one of the text.
+    """
 
     inputs = {
         "predictions": datasets.Value("string"),
         "references": datasets.Sequence(datasets.Value("string")),
     }
 
-    def _compute(self, predictions: list[str], references: list[list[str]]) -> Metrics:
-        return {**metrics.rouge(references, predictions), "bleu": metrics.bleu(references, predictions)}
+    def _compute(self, predictions: list[str], references: list[list[str]], sources: list[str]) -> Metrics:
+        return {
+            **metrics.rouge(references, predictions),
+            "bleu": metrics.bleu(references, predictions),
+            "chrf": metrics.chrf(references, predictions),
+            "exact_match": metrics.equal_texts(references, predictions),
+            **_of_sources(predictions, sources),
+        }
+
+
+def _of_sources(predictions: list[str], sources: list[str]) -> Metrics:
+    words = [words_of(text) for text in predictions]
+    read = [words_of(source) for source in sources]
+    taken = [fragments(ours, theirs) for ours, theirs in zip(words, read, strict=True)]
+    counts = [max(len(ours), 1) for ours in words]
+    pairs = list(zip(words, read, strict=True))
+    return {
+        "invented": metrics.mean([bool(invented(*one)) for one in zip(predictions, sources, strict=True)]),
+        "novel_bigrams": metrics.mean([_share(*novel(ours, theirs, 2)) for ours, theirs in pairs]),
+        "repetition": metrics.mean([_share(*repeated(ours)) for ours in words]),
+        "coverage": metrics.mean([sum(lengths) / n for lengths, n in zip(taken, counts, strict=True)]),
+        "density": metrics.mean([sum(k * k for k in lengths) / n for lengths, n in zip(taken, counts, strict=True)]),
+        "compression": metrics.mean([len(theirs) / n for theirs, n in zip(read, counts, strict=True)]),
+    }
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0

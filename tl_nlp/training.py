@@ -36,7 +36,7 @@ from tl_nlp.model import check as check_model
 from tl_nlp.model import load_base, load_model, placed
 from tl_nlp.prediction import Predictor
 from tl_nlp.pretrained import load_tokenizer
-from tl_nlp.recipe import Recipe
+from tl_nlp.recipe import Recipe, Task
 from tl_nlp.reporting import write_report
 from tl_nlp.rows import fingerprint, hashes, resolved
 from tl_nlp.run import Run
@@ -314,8 +314,12 @@ def _git_revision() -> str | None:
 def _fit(steps: Steps, predictor: Predictor, prepared: Prepared, run: Run) -> Progress:
     """Trains the model; while the head learns alone, on features of the backbone that are computed once."""
     recipe, encoded, model = prepared.recipe, prepared.encoded, predictor.model
-    task, accelerator = recipe.task, steps.accelerator
-    shown = {split: encoded[split] for split in ("train", "validation")}
+    accelerator = steps.accelerator
+    task, most = recipe.task.glance()
+    n_rows = len(encoded["validation"])
+    watched = sampled(n_rows, n_rows if most is None else most)
+    glancing = Predictor(model, prepared.tokenizer, task, predictor.precision)
+    shown = {"train": encoded["train"], "validation": encoded["validation"].select(watched)}
     means = features.reads_means(model, predictor.head)
     n_alone = steps.epochs_alone
     cached = n_alone and not recipe.training.augmentation.changes_rows
@@ -331,15 +335,15 @@ def _fit(steps: Steps, predictor: Predictor, prepared: Prepared, run: Run) -> Pr
         }
         steps.examples = lambda epoch: states["train"] if epoch < n_alone else of_tokens(epoch)
     seconds = time.perf_counter() - started
-    truth = references(task, prepared.rows["validation"])
-    mine = range(accelerator.process_index, len(prepared.rows["validation"]), accelerator.num_processes)
+    truth = references(task, prepared.rows["validation"].select(watched))
+    mine = range(accelerator.process_index, len(watched), accelerator.num_processes)
     shards = {
         split: theirs["validation"].select(mine) for split, theirs in (("tokens", shown), ("states", states)) if theirs
     }
 
     def validate() -> Metrics:
         shard = shards["states" if cached and steps.is_alone else "tokens"]
-        found = gather_object(list(zip(mine, predictor.infer(shard), strict=True)))
+        found = gather_object(list(zip(mine, glancing.infer(shard), strict=True)))
         outputs = [output for _, output in sorted(found, key=lambda pair: pair[0])]
         decided = task.calibrated(outputs, truth)  # a rare label may never reach a threshold that is not fitted
         return task.score(decided.decode(outputs, truth, prepared.tokenizer), truth)
@@ -352,9 +356,12 @@ def _fit(steps: Steps, predictor: Predictor, prepared: Prepared, run: Run) -> Pr
 
 def _calibrated(predictor: Predictor, prepared: Prepared) -> Recipe:
     """The recipe with what validation teaches about the task's decisions."""
+    task = prepared.recipe.task
+    if type(task).calibrated is Task.calibrated:
+        return prepared.recipe
     outputs = predictor.infer(prepared.encoded["validation"])
-    task = prepared.recipe.task.calibrated(outputs, references(prepared.recipe.task, prepared.rows["validation"]))
-    return prepared.recipe.model_copy(update={"task": task})
+    decided = task.calibrated(outputs, references(task, prepared.rows["validation"]))
+    return prepared.recipe.model_copy(update={"task": decided})
 
 
 def _finish(run: Run, prepared: Prepared, known: Given, progress: Progress) -> None:

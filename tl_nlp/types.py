@@ -6,6 +6,9 @@ from typing import Any
 COLUMNS = ("id", "text", "target", "pair", "group")
 """The columns of a row that every part knows; a task may read more (`Task.columns`)."""
 
+IGNORED = -100
+"""The label of a token that nothing is learned from."""
+
 KEEP_TOGETHER = "keep_together"
 """Our name for the column that `data.keep_together` names."""
 
@@ -48,10 +51,25 @@ class Scores:
 
 @dataclass(frozen=True)
 class Text:
-    """A text; where it was picked from the input, `sentences` are the indices of its sentences."""
+    """A text; where it was picked from the input, `sentences` are the indices of its sentences.
+
+    Where it was written, `invented` has where in it each number, date, name or address begins and ends that the input
+    does not have, and it is `unfinished` where it would have gone on.
+    """
 
     text: str
     sentences: list[int] | None = None
+    invented: list[list[int]] | None = None
+    unfinished: bool | None = None
+
+
+def pieces(text: Text) -> list[tuple[str, bool]]:
+    """A text in pieces, each with whether it is invented."""
+    found, at = [], 0
+    for start, end in text.invented or []:
+        found += [(text.text[at:start], False), (text.text[start:end], True)]
+        at = end
+    return [(piece, is_invented) for piece, is_invented in [*found, (text.text[at:], False)] if piece]
 
 
 Prediction = Label | Labels | Scores | Text

@@ -148,6 +148,29 @@ def _pack(lengths: list[int], room: int) -> list[list[int]]:
     return windows
 
 
+def packed(n_tokens: list[int], room: int) -> list[list[int]]:
+    """The places of sentences of so many tokens, in chunks of at most `room` tokens; one that is longer stays alone."""
+    chunks: list[list[int]] = []
+    left = 0
+    for place, length in enumerate(n_tokens):
+        if not chunks or length > left:
+            chunks.append([])
+            left = room
+        chunks[-1].append(place)
+        left -= length
+    return chunks
+
+
+def fitting(ranks: list[float], n_tokens: list[int], room: int) -> list[int]:
+    """The places of the sentences of highest rank that have `room` together, in their order; one at least."""
+    chosen: list[int] = []
+    for place in sorted(range(len(ranks)), key=lambda one: -ranks[one]):
+        if not chosen or n_tokens[place] <= room:
+            chosen.append(place)
+            room -= n_tokens[place]
+    return sorted(chosen)
+
+
 def shorten(texts: list[str], tokenizer: Any, max_length: int) -> tuple[list[str], list[int]]:
     """The texts with no more than `max_length` tokens each, and how many tokens each has lost."""
     distinct = list(dict.fromkeys(texts))  # a question is the pair of many rows

@@ -19,7 +19,7 @@ from tl_nlp.errors import RecipeError, TLError
 from tl_nlp.prediction import Predictor
 from tl_nlp.run import Run
 from tl_nlp.tables import read_table, write_rows
-from tl_nlp.types import Label, Labels, Prediction, Scores, Text
+from tl_nlp.types import Label, Labels, Prediction, Scores, Text, pieces
 
 MAX_CHARACTERS = 100_000  # of one text
 MAX_FILE = "20mb"
@@ -206,7 +206,8 @@ def _answer(predictor: Predictor) -> tuple[list[Any], Callable[[Prediction, str,
             return prediction.text, spans
 
         return [summary, marked], show
-    return [gr.Textbox(label="Summary", lines=3)], _show_text
+    marked = gr.HighlightedText(label="Not in the text", color_map={"not in the text": "#b91c1c"}, show_legend=False)
+    return [gr.Textbox(label="Summary", lines=3), marked], _show_text
 
 
 def _show_label(prediction: Prediction, text: str, group: str) -> Any:
@@ -247,4 +248,4 @@ def _compared(task: Any, grades: dict[str, float], group: str) -> tuple[list[str
 
 def _show_text(prediction: Prediction, text: str, group: str) -> Any:
     assert isinstance(prediction, Text)
-    return prediction.text
+    return prediction.text, [(piece, "not in the text" if is_so else None) for piece, is_so in pieces(prediction)]

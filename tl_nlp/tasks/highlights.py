@@ -6,9 +6,10 @@ import numpy as np
 from pydantic import Field
 
 from tl_nlp.errors import DataError
+from tl_nlp.faithfulness import sequences, words_of
 from tl_nlp.metrics import rouge_scores
 from tl_nlp.recipe import Task
-from tl_nlp.rows import empty_targets
+from tl_nlp.rows import all_references, empty_targets
 from tl_nlp.types import Metrics, Prediction, Text
 from tl_nlp.windows import sentence_windows
 
@@ -25,7 +26,12 @@ class Highlights(Task):
 
     max_length: int = Field(128, ge=32)  # tokens in one window
     max_windows: int = Field(64, ge=1)
-    n_sentences: int = Field(2, ge=1)  # that are picked
+    n_sentences: int = Field(2, ge=1)  # that are picked at most
+    n_words: int | None = Field(
+        None, ge=1
+    )  # that these have together at most; the best sentence is picked all the same
+    budget: Literal["given", "fitted"] = "given"  # fitted: n_words is found on validation, for ROUGE-1
+    repeats: bool = True  # false: a sentence that has three words in a row of a better one is passed over
     learn_from: Literal["target", "highlights"] = "target"  # highlights: a column with 0 or 1 for each sentence
     temperature: float = Field(0.05, gt=0)  # of the worths; lower asks for the best sentence, higher for good ones
     language: str = "en"  # of texts that come without the column sentences, for finding their ends
@@ -81,16 +87,50 @@ class Highlights(Task):
     def decode(self, outputs: list[np.ndarray], rows: dict[str, list[Any]], tokenizer: Any) -> list[Prediction]:
         predictions: list[Prediction] = []
         for logits, sentences in zip(outputs, self.sentences_of(rows), strict=True):
-            best = np.argsort(-logits[: len(sentences)], kind="stable")[: self.n_sentences]
-            chosen = sorted(int(index) for index in best if np.isfinite(logits[index]))
+            order = np.argsort(-logits[: len(sentences)], kind="stable")
+            chosen = sorted(self._chosen([int(index) for index in order if np.isfinite(logits[index])], sentences))
             predictions.append(Text(" ".join(sentences[index] for index in chosen), chosen))
         return predictions
 
+    def _chosen(self, ordered: list[int], sentences: list[str]) -> list[int]:
+        """Of the sentences at these places, the best first, those that the budget has room for; without repeats by
+        trigram blocking (Paulus et al. 2017, https://arxiv.org/abs/1705.04304, section 2.5)."""
+        chosen: list[int] = []
+        said: set[tuple[str, ...]] = set()
+        n_words = 0
+        for index in ordered:
+            words = words_of(sentences[index])
+            theirs = set(sequences(words, 3))
+            if chosen and not self.repeats and theirs & said:
+                continue
+            is_over = self.n_words is not None and n_words + len(words) > self.n_words
+            if chosen and (is_over or len(chosen) == self.n_sentences):
+                break
+            chosen.append(index)
+            n_words += len(words)
+            said |= theirs
+        return chosen
+
+    def calibrated(self, outputs: list[np.ndarray], rows: dict[str, list[Any]]) -> Task:
+        if self.budget == "given":
+            return self
+        references = all_references(rows)
+
+        def reached(task: Highlights) -> float:
+            made = [one.text for one in task.decode(outputs, rows, None) if isinstance(one, Text)]
+            both = zip(references, made, strict=True)
+            return sum(rouge_scores(theirs, ours, ("rouge1",))["rouge1"] for theirs, ours in both)
+
+        return max((self.model_copy(update={"n_words": n_words}) for n_words in _BUDGETS), key=reached)
+
     def score(self, predictions: list[Prediction], rows: dict[str, list[Any]]) -> Metrics:
-        from tl_nlp.scoring import TextMetrics, all_references
+        from tl_nlp.scoring import TextMetrics
 
         texts = [prediction.text for prediction in predictions if isinstance(prediction, Text)]
-        return TextMetrics().compute(predictions=texts, references=all_references(rows))
+        return TextMetrics().compute(predictions=texts, references=all_references(rows), sources=rows["text"])
+
+
+_BUDGETS = (1, *range(15, 125, 5))  # words; 1 leaves room for one sentence
 
 
 def _worth(sentence: str, summary: str) -> float:

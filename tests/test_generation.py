@@ -1,0 +1,259 @@
+"""Models that write: T5, BART, and one begun from an encoder; each learns to copy the start of its text."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import FILLER, artifact, tiny_recipe, write_jsonl
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from tl_nlp import Predictor, Recipe, Run, train
+from tl_nlp.errors import CheckpointError, RecipeError
+from tl_nlp.tasks.summarization import Summarization
+from tl_nlp.types import IGNORED
+
+N_COPIED = 2  # words
+EPOCHS = {"t5": 12, "bart": 6, "warm": 2}
+
+
+@pytest.fixture(scope="module")
+def leads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts of filler, and as their summaries their first words."""
+    draw = random.Random(0)
+    words = sorted(set(FILLER))
+    rows = []
+    for _ in range(1500):
+        text = [*draw.sample(words, N_COPIED), *draw.choices(words, k=draw.randint(1, 5))]
+        rows.append({"text": " ".join(text), "target": " ".join(text[:N_COPIED])})
+    return write_jsonl(tmp_path_factory.mktemp("leads") / "rows.jsonl", rows)
+
+
+def copier(checkpoint: Path, leads: Path, **choices: object) -> Recipe:
+    task = {"kind": "summarization", "max_length": 32, "max_new_tokens": 8, **choices}
+    return tiny_recipe(checkpoint, leads, task).override("data.similarity=1", "data.overlap=keep")
+
+
+@pytest.fixture(scope="module", params=["t5", "bart", "warm"])
+def copied(request: pytest.FixtureRequest, leads: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A trained run of each architecture."""
+    name = request.param
+    folder = request.getfixturevalue({"t5": "tiny_t5", "bart": "tiny_bart", "warm": "tiny_bert"}[name])
+    recipe = copier(folder, leads).override(
+        "training.lr=1e-3", "training.batch_size=8", f"training.epochs={EPOCHS[name]}"
+    )
+    if name == "warm":
+        recipe = recipe.override("checkpoint.warm_start=true")
+    return train(recipe, root=tmp_path_factory.mktemp("copiers"))
+
+
+def test_each_learns_to_copy(copied: Run) -> None:
+    metrics = copied.results()["splits"]["test"]["metrics"]
+    assert metrics["rougeL"]["value"] > 90
+    assert metrics["unfinished"]["value"] < 0.05
+    assert metrics["coverage"]["value"] > 0.9
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_what_is_written_is_what_transformers_writes_one_by_one(beams: int, copied: Run) -> None:
+    """Sorted, padded and in batches here; by hand from the artifact, one text after another there."""
+    predictor = Predictor.load(copied)
+    rows = copied.recipe().data.load()["test"].select(range(40))
+    task = predictor.task.model_copy(update={"beams": beams})
+    ours = [p.text for p in Predictor(predictor.model, predictor.tokenizer, task, "float32")(rows["text"])]
+    model = AutoModelForSeq2SeqLM.from_pretrained(copied.artifact, attn_implementation="eager")
+    tokenizer = AutoTokenizer.from_pretrained(copied.artifact)
+    theirs = []
+    for text in rows["text"]:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        written = model.generate(ids, attention_mask=torch.ones_like(ids), num_beams=beams)
+        theirs.append(tokenizer.decode(written[0], skip_special_tokens=True))
+    assert ours == theirs
+
+
+def test_settings_are_kept_in_the_artifact(tiny_t5: Path, leads: Path) -> None:
+    chosen = {"beams": 2, "length_penalty": 0.5, "no_repeat_ngrams": 2, "min_new_tokens": 2}
+    run = train(copier(tiny_t5, leads, **chosen).override("data.rows=40"))
+    kept = AutoModelForSeq2SeqLM.from_pretrained(run.artifact).generation_config
+    assert (kept.num_beams, kept.length_penalty, kept.no_repeat_ngram_size) == (2, 0.5, 2)
+    assert (kept.max_new_tokens, kept.min_new_tokens) == (8, 2)
+
+
+def test_settings_change_what_is_written(tiny_t5: Path, leads: Path) -> None:
+    predictor = Predictor.load(train(copier(tiny_t5, leads).override("data.rows=200", "training.epochs=3")))
+    texts = [" ".join(FILLER[at : at + 6]) for at in range(len(FILLER) - 6)]
+
+    def written(**choices: object) -> list[str]:
+        task = predictor.task.model_copy(update={"max_new_tokens": 12, "min_new_tokens": 10, **choices})
+        ours = Predictor(predictor.model, predictor.tokenizer, task, "float32")
+        return [prediction.text for prediction in ours(texts)]
+
+    def repeats(text: str) -> bool:
+        return len(set(text.split())) < len(text.split())
+
+    assert any(map(repeats, written()))
+    assert not any(map(repeats, written(no_repeat_ngrams=1)))
+    short, long = (written(beams=4, min_new_tokens=0, length_penalty=penalty) for penalty in (-5.0, 5.0))
+    assert sum(map(len, short)) < sum(map(len, long))
+    with pytest.raises(RecipeError, match="beams"):
+        tiny_recipe(Path(), Path("x.csv"), {"kind": "summarization", "length_penalty": 2.0})
+
+
+def test_an_adapter_writes_the_same_from_disk(tiny_t5: Path, leads: Path) -> None:
+    recipe = copier(tiny_t5, leads).override("method=lora", "training.lr=1e-2", "data.rows=200", "training.epochs=2")
+    run = train(recipe)
+    texts = run.recipe().data.load()["test"]["text"][:20]
+    once, again = (Predictor.load(run)(texts) for _ in range(2))
+    assert once == again
+    saved = [row["prediction"] for row in predictions_of(run)][:20]
+    assert [prediction.text for prediction in once] == saved
+
+
+def predictions_of(run: Run) -> list[dict[str, object]]:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(run.predictions_file("test")).to_pylist()
+
+
+def test_validation_while_training_is_bounded(tiny_t5: Path, leads: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    infer = Predictor.infer
+
+    def counted(predictor: Predictor, encoded: object, bar: object = None) -> list[np.ndarray]:
+        seen.append((len(encoded), predictor.task.beams))  # type: ignore[arg-type]
+        return infer(predictor, encoded, bar)
+
+    monkeypatch.setattr(Predictor, "infer", counted)
+    train(copier(tiny_t5, leads, beams=2, validation_rows=7).override("data.rows=200"))
+    assert seen == [(7, 1), (200, 2)]
+
+
+def test_a_reader_begins_a_writer(tiny_bert: Path, leads: Path) -> None:
+    """Encoder and decoder start from its weights, and what looks at the encoder from what looks at the text."""
+    from safetensors.torch import load_file
+
+    from tl_nlp.model import load_model
+
+    model = load_model(copier(tiny_bert, leads).override("checkpoint.warm_start=true"), tiny_bert)
+    theirs = load_file(tiny_bert / "model.safetensors")
+    names = dict(model.named_parameters())
+    for name, weight in theirs.items():
+        assert torch.equal(names[f"encoder.{name}"], weight)
+        if not name.startswith("pooler."):
+            assert torch.equal(names[f"decoder.bert.{name}"], weight)
+    block = "decoder.bert.encoder.layer.0."
+    assert torch.equal(names[f"{block}crossattention.self.query.weight"], names[f"{block}attention.self.query.weight"])
+
+
+def test_the_decoder_of_a_writer_begun_here_is_its_head(tiny_bert: Path, leads: Path) -> None:
+    recipe = copier(tiny_bert, leads).override(
+        "checkpoint.warm_start=true", "method.head_epochs=1", "training.epochs=1.3", "training.lr=1e-9", "data.rows=64"
+    )
+    kept = artifact(train(recipe.override("training.first_lr=1e-2")))
+    before = artifact(train(recipe.override("training.first_lr=1e-9")))
+    moved = {name for name in kept if not torch.allclose(kept[name], before[name], atol=1e-6)}
+    assert moved
+    assert all(name.startswith("decoder.") for name in moved)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["checkpoint.warm_start=true", "method=lora"], "must all learn"),
+        (["checkpoint.warm_start=true", "task=classification"], "tasks that write"),
+        ([], "checkpoint.warm_start=true"),
+        (["checkpoint={t5}", "checkpoint.warm_start=true"], "has one"),
+        (["task.prefix=<summarize> "], "prefix"),
+    ],
+)
+def test_what_cannot_write_is_refused(
+    overrides: list[str], said: str, tiny_bert: Path, tiny_t5: Path, leads: Path
+) -> None:
+    told = [one.replace("{t5}", str(tiny_t5)) for one in overrides]
+    with pytest.raises((RecipeError, CheckpointError), match=said):
+        train(copier(tiny_bert if said != "prefix" else tiny_t5, leads).override(*told))
+
+
+def test_long_texts_are_read_in_chunks(tiny_t5: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_t5)
+    sentences = ["The film is good .", "The plot was dull .", "It was fine .", "Some actors ."]
+    rows = {
+        "id": ["r0", "r1"],
+        "text": [" ".join(sentences), "The film ."],
+        "target": ["the plot dull . it fine .", "film"],
+    }
+    task = Summarization(max_length=12, long_texts="chunks", max_new_tokens=12, prefix="summarize: ")
+    encoded = task.encode(rows, tokenizer)
+
+    def words(ids: list[list[int]]) -> list[str]:
+        return [tokenizer.decode([one for one in part if one != IGNORED], skip_special_tokens=True) for part in ids]
+
+    assert words(encoded["input_ids"][0]) == [
+        "summarize : the film is good .",
+        "summarize : the plot was dull .",
+        "summarize : it was fine . some actors .",
+    ]
+    assert words(encoded["labels"][0]) == ["", "the plot dull .", "it fine ."]
+    assert words(encoded["input_ids"][1]) == ["summarize : the film ."]
+    assert words(encoded["labels"][1]) == ["film"]
+    assert encoded["cut"] == [0, 0]
+    fewer = task.model_copy(update={"max_chunks": 2}).encode(rows, tokenizer)
+    assert [len(fewer["input_ids"][0]), *fewer["cut"]] == [2, 7, 0]
+    outputs = [np.array(_padded(encoded["labels"][0], tokenizer.pad_token_id)), np.array(encoded["labels"][1])]
+    joined, short = task.decode(outputs, rows, tokenizer)
+    assert (joined.text, short.text) == ("the plot dull . it fine .", "film")  # type: ignore[union-attr]
+
+
+def _padded(parts: list[list[int]], pad_id: int) -> list[list[int]]:
+    longest = max(map(len, parts))
+    return [[pad_id if one == IGNORED else one for one in part] + [pad_id] * (longest - len(part)) for part in parts]
+
+
+def test_what_chunks_say_again_is_left_out(tiny_t5: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_t5)
+    task = Summarization(long_texts="chunks")
+    parts = tokenizer(["the plot was dull .", "the plot was fine .", "it was good ."], padding=True)["input_ids"]
+    (prediction,) = task.decode([np.array(parts)], {"id": ["r0"], "text": ["x"]}, tokenizer)
+    assert prediction.text == "the plot was dull . it was good ."  # type: ignore[union-attr]
+
+
+def test_long_texts_are_cut_to_their_likest_sentences(tiny_t5: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_t5)
+    text = "Some scenes . The plot of the film was dull . More actors . The film and the plot ."
+    task = Summarization(max_length=16, long_texts="extract")
+    encoded = task.encode({"id": ["r0"], "text": [text]}, tokenizer)
+    kept = tokenizer.decode(encoded["input_ids"][0][0], skip_special_tokens=True)
+    assert kept == "the plot of the film was dull . the film and the plot ."
+    assert encoded["cut"] == [6]
+    assert len(encoded["input_ids"][0][0]) <= 16
+
+
+@pytest.mark.parametrize("long_texts", ["chunks", "extract"])
+def test_long_texts_are_trained_on_and_written_of(long_texts: str, tiny_t5: Path, tmp_path: Path) -> None:
+    draw = random.Random(0)
+    rows = []
+    for _ in range(60):
+        sentences = [" ".join(["The", *draw.choices(FILLER, k=6), "."]) for _ in range(draw.randint(1, 5))]
+        rows.append({"text": " ".join(sentences), "target": f"{sentences[0]} {sentences[-1]}"})
+    task = {"kind": "summarization", "max_length": 20, "max_new_tokens": 8, "long_texts": long_texts}
+    recipe = tiny_recipe(tiny_t5, write_jsonl(tmp_path / "rows.jsonl", rows), task)
+    run = train(recipe.override("data.similarity=1", "data.overlap=keep"))
+    losses = [line["values"]["loss"] for line in run.history() if "loss" in line["values"]]
+    assert losses
+    assert np.isfinite(losses).all()
+    assert run.results()["splits"]["test"]["rows"] > 0
+    seen = "cut" in {finding["name"] for finding in run.data()["findings"]}
+    assert seen == (long_texts == "extract")
+
+
+def test_classes_may_be_words(tiny_t5: Path, tmp_path: Path) -> None:
+    """Text-to-text classification: labels renamed to words, and exact_match beside ROUGE."""
+    rows = [{"text": f"{word} film", "target": str(number % 2)} for number, word in enumerate(["good", "bad"] * 60)]
+    recipe = tiny_recipe(
+        tiny_t5,
+        write_jsonl(tmp_path / "rows.jsonl", rows),
+        {"kind": "summarization", "max_length": 16, "max_new_tokens": 4},
+    ).override('data.values={"0": "fine", "1": "dull"}', "data.similarity=1", "data.overlap=keep")
+    metrics = train(recipe.override("training.epochs=10", "training.lr=1e-2")).results()["splits"]["test"]["metrics"]
+    assert metrics["exact_match"]["value"] == 1
