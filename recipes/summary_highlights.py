@@ -19,7 +19,7 @@ recipe = Recipe(
         revision="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
     data=Aclsum(),
-    task=Highlights(n_sentences=2),
+    task=Highlights(n_sentences=3, budget="fitted"),
     method=Full(embeddings=False),
     training=Training(epochs=2, batch_size=4, device_batch_size=16, lr=2e-4, head_lr=1e-3, dropout=0.0),
 )

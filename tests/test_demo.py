@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no chromium here;
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+def runs(tiny_bert: Path, tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     root = tmp_path_factory.mktemp("runs")
     rows = review_rows(240)
     grades = [{**row, "target": "5" if row["target"] == "positive" else "1", "pair": "is it good ?"} for row in rows]
@@ -40,6 +40,10 @@ def runs(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Run]
             tiny_bert, write_jsonl(root / f"{name}.jsonl", theirs), task, name=name, note=f"Note {name}."
         )
         made.append(train(recipe.override("training.epochs=4", "training.lr=3e-3"), root=root))
+    numbered = [{**row, "target": "film 42"} for row in rows]
+    task = {"kind": "summarization", "max_length": 64, "max_new_tokens": 8}
+    recipe = tiny_recipe(tiny_t5, write_jsonl(root / "written.jsonl", numbered), task, name="written")
+    made.append(train(recipe.override("training.epochs=4", "training.lr=1e-2"), root=root))
     return made
 
 
@@ -104,6 +108,7 @@ def test_there_is_a_tab_for_each_run(page) -> None:
         "labels",
         "sentences",
         "tags",
+        "written",
     ]
 
 
@@ -152,6 +157,18 @@ def test_the_chosen_sentences_are_marked(page) -> None:
     marked = panel.get_by_text("chosen", exact=True).locator("xpath=..")
     expect(marked).to_contain_text("It is the plot 7.")
     expect(marked).not_to_contain_text("dull")
+
+
+def test_what_the_text_does_not_have_is_marked(page) -> None:
+    from playwright.sync_api import expect
+
+    panel = ask(page, "written", "the film was good")
+    expect(panel.get_by_label("Summary")).to_have_value("film 42")
+    marked = panel.get_by_text("not in the text", exact=True).locator("xpath=..")
+    expect(marked).to_contain_text("42")
+    expect(marked).not_to_contain_text("film")
+    panel = ask(page, "written", "the film was good 42")
+    expect(panel.get_by_text("not in the text", exact=True)).to_have_count(0)
 
 
 def test_an_empty_text_is_a_message_and_not_a_crash(page) -> None:

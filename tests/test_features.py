@@ -126,13 +126,13 @@ class TestCache:
         """Embeddings of texts, and how many rows were computed for them."""
         monkeypatch.setenv("TL_NLP_CACHE", str(tmp_path / "cache"))
         rows_computed = []
-        states = features._states
+        states = features.last_states
 
         def counted(model: object, encoded: Dataset, *more: object) -> Iterator[object]:
             rows_computed.append(len(encoded))
             yield from states(model, encoded, *more)
 
-        monkeypatch.setattr(features, "_states", counted)
+        monkeypatch.setattr(features, "last_states", counted)
 
         def embedded(texts: list[str], *overrides: str, precision: str = "float32") -> tuple[np.ndarray, int]:
             recipe = tiny_recipe(tiny_bert, tmp_path, {"kind": "classification", "labels": ["x", "y"]}).override(

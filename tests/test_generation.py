@@ -48,28 +48,25 @@ def copied(request: pytest.FixtureRequest, leads: Path, tmp_path_factory: pytest
     return train(recipe, root=tmp_path_factory.mktemp("copiers"))
 
 
-def test_each_learns_to_copy(copied: Run) -> None:
+def test_each_learns_to_copy_and_writes_what_transformers_writes(copied: Run) -> None:
+    """Sorted, padded and in batches here; by hand from the artifact, one text after another there."""
     metrics = copied.results()["splits"]["test"]["metrics"]
     assert metrics["rougeL"]["value"] > 90
     assert metrics["unfinished"]["value"] < 0.05
     assert metrics["coverage"]["value"] > 0.9
-
-
-@pytest.mark.parametrize("beams", [1, 3])
-def test_what_is_written_is_what_transformers_writes_one_by_one(beams: int, copied: Run) -> None:
-    """Sorted, padded and in batches here; by hand from the artifact, one text after another there."""
     predictor = Predictor.load(copied)
-    rows = copied.recipe().data.load()["test"].select(range(40))
-    task = predictor.task.model_copy(update={"beams": beams})
-    ours = [p.text for p in Predictor(predictor.model, predictor.tokenizer, task, "float32")(rows["text"])]
+    texts = copied.recipe().data.load()["test"]["text"][:40]
     model = AutoModelForSeq2SeqLM.from_pretrained(copied.artifact, attn_implementation="eager")
     tokenizer = AutoTokenizer.from_pretrained(copied.artifact)
-    theirs = []
-    for text in rows["text"]:
-        ids = tokenizer(text, return_tensors="pt").input_ids
-        written = model.generate(ids, attention_mask=torch.ones_like(ids), num_beams=beams)
-        theirs.append(tokenizer.decode(written[0], skip_special_tokens=True))
-    assert ours == theirs
+    for beams in (1, 3):
+        task = predictor.task.model_copy(update={"beams": beams})
+        ours = [p.text for p in Predictor(predictor.model, predictor.tokenizer, task, "float32")(texts)]
+        theirs = []
+        for text in texts:
+            ids = tokenizer(text, return_tensors="pt").input_ids
+            written = model.generate(ids, attention_mask=torch.ones_like(ids), num_beams=beams)
+            theirs.append(tokenizer.decode(written[0], skip_special_tokens=True))
+        assert ours == theirs
 
 
 def test_settings_are_kept_in_the_artifact(tiny_t5: Path, leads: Path) -> None:
@@ -183,7 +180,7 @@ def test_long_texts_are_read_in_chunks(tiny_t5: Path) -> None:
         "text": [" ".join(sentences), "The film ."],
         "target": ["the plot dull . it fine .", "film"],
     }
-    task = Summarization(max_length=12, long_texts="chunks", max_new_tokens=12, prefix="summarize: ")
+    task = Summarization(max_length=11, long_texts="chunks", max_new_tokens=12, prefix="summarize: ")
     encoded = task.encode(rows, tokenizer)
 
     def words(ids: list[list[int]]) -> list[str]:
@@ -236,7 +233,7 @@ def test_long_texts_are_trained_on_and_written_of(long_texts: str, tiny_t5: Path
     for _ in range(60):
         sentences = [" ".join(["The", *draw.choices(FILLER, k=6), "."]) for _ in range(draw.randint(1, 5))]
         rows.append({"text": " ".join(sentences), "target": f"{sentences[0]} {sentences[-1]}"})
-    task = {"kind": "summarization", "max_length": 20, "max_new_tokens": 8, "long_texts": long_texts}
+    task = {"kind": "summarization", "max_length": 20, "max_new_tokens": 20, "long_texts": long_texts}
     recipe = tiny_recipe(tiny_t5, write_jsonl(tmp_path / "rows.jsonl", rows), task)
     run = train(recipe.override("data.similarity=1", "data.overlap=keep"))
     losses = [line["values"]["loss"] for line in run.history() if "loss" in line["values"]]
@@ -249,7 +246,10 @@ def test_long_texts_are_trained_on_and_written_of(long_texts: str, tiny_t5: Path
 
 def test_classes_may_be_words(tiny_t5: Path, tmp_path: Path) -> None:
     """Text-to-text classification: labels renamed to words, and exact_match beside ROUGE."""
-    rows = [{"text": f"{word} film", "target": str(number % 2)} for number, word in enumerate(["good", "bad"] * 60)]
+    rows = [
+        {"text": f"{word} film {number % 97}", "target": str(number % 2)}
+        for number, word in enumerate(["good", "bad"] * 60)
+    ]
     recipe = tiny_recipe(
         tiny_t5,
         write_jsonl(tmp_path / "rows.jsonl", rows),

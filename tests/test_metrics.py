@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import CHRF
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, cohen_kappa_score, f1_score, root_mean_squared_error
 
@@ -63,7 +64,7 @@ def test_rouge_is_the_best_of_the_references() -> None:
     scorer = RougeScorer(list(metrics.ROUGE_TYPES), use_stemmer=True)
     references = [["The cats sat.", "A dog ran away."], ["Nothing at all"]]
     predictions = ["the cat sat\non it", "something else at all"]
-    scores = TextMetrics().compute(references=references, predictions=predictions)
+    scores = TextMetrics().compute(references=references, predictions=predictions, sources=["a cat", "a dog"])
     for name in metrics.ROUGE_TYPES:
         best = [
             max(scorer.score(reference, prediction)[name].fmeasure for reference in theirs)
@@ -71,4 +72,7 @@ def test_rouge_is_the_best_of_the_references() -> None:
         ]
         assert scores[name] == pytest.approx(100 * np.mean(best))
     assert 0 <= scores["bleu"] <= 100
+    each = [CHRF().sentence_score(ours, theirs).score for ours, theirs in zip(predictions, references, strict=True)]
+    assert scores["chrf"] == pytest.approx(np.mean(each))
+    assert metrics.equal_texts([["A  dog", "a cat"], ["x"]], ["a CAT", "y"]) == 0.5
     assert metrics.bleu([["a b c d e"]], ["a b c d e"]) == pytest.approx(100)

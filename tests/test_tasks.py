@@ -194,7 +194,7 @@ def test_highlights_keep_to_their_budget() -> None:
 
 
 def test_a_budget_of_words_is_found_on_validation() -> None:
-    sentences = ["The plot was very dull.", "It was fine and the actors were good.", "Some scenes."]
+    sentences = ["The plot was very dull.", "It was fine and the actors were good.", "Some scenes were long too."]
     outputs = [np.array([2.0, 1.0, 0.0])] * 2
     rows = {"id": ["a", "b"], "sentences": [sentences] * 2, "text": ["x", "x"]}
     task = Highlights(n_sentences=3)

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tl_nlp import similarity
 from tl_nlp.analysis import analyse
 from tl_nlp.baselines import TRANSFER
 from tl_nlp.errors import DataError, RunError
 from tl_nlp.metrics import Measured
 from tl_nlp.prediction import Predictor
-from tl_nlp.rows import clusters, columns_of, fingerprint, hashes, resolved, select
+from tl_nlp.rows import all_references, clusters, columns_of, fingerprint, hashes, resolved, select
 from tl_nlp.run import Run
 from tl_nlp.statistics import Difference, difference, intervals
 from tl_nlp.tables import Rejects, read_table
@@ -74,7 +75,11 @@ def references(task: Task, rows: Dataset) -> Rows:
 
 def score(task: Task, predictions: list[Prediction], rows: Rows) -> dict[str, Any]:
     """The split object of results.json: rows, metrics with their intervals, and what lies behind them."""
-    metrics = intervals(task.score(predictions, rows), len(predictions), clusters(rows))
+    measured = task.score(predictions, rows)
+    texts = [one.text for one in predictions if isinstance(one, Text)]
+    if texts and similarity.is_there():
+        measured["similarity"] = similarity.similarity(all_references(rows), texts)
+    metrics = intervals(measured, len(predictions), clusters(rows))
     return {"rows": len(predictions), "metrics": metrics, **analyse(task, predictions, rows)}
 
 

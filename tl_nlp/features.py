@@ -65,7 +65,7 @@ def compute(
         windows_of = [list(states[:, None]) for states in rows]
     else:
         windows_of = [[] for _ in lengths]
-        for places, states, mask in _states(model, encoded, pad_id, precision, description):
+        for places, states, mask in last_states(model, encoded, pad_id, precision, description):
             for row, window, n_tokens in zip(places, states, mask.sum(axis=1), strict=True):
                 windows_of[row].append(window[:n_tokens].copy())
     kept = ("labels", "sentence_ids", "sides", "surface", "group")
@@ -92,7 +92,7 @@ def _one_state_each(
     if new:
         places = list(new.values())
         found: list[list[np.ndarray]] = [[] for _ in places]
-        for rows, states, mask in _states(model, encoded.select(places), pad_id, precision, description):
+        for rows, states, mask in last_states(model, encoded.select(places), pad_id, precision, description):
             if kind == "mean":
                 states = (states * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1)[:, None]
             else:
@@ -152,7 +152,7 @@ def _beginnings(encoded: Encoded, n_tokens: int) -> Encoded:
     return Dataset.from_dict({name: [cut(windows) for windows in encoded[name]] for name in names})
 
 
-def _states(
+def last_states(
     model: Any, encoded: Encoded, pad_id: int, precision: str, description: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """A pass at a time, in eval mode: each window's row, its states (windows, tokens, hidden), and its mask."""
