@@ -295,17 +295,23 @@ def _best_sentences(known: Given, features: dict[str, Any], strengths: tuple[flo
                 model = LogisticRegression(C=strength, class_weight="balanced", max_iter=300)
                 models[name] = model.fit(features["train"][mine], best[mine])
         made = {}
-        for split, rows in known.scored.items():
+        for split in known.scored:
             of_split = of(split)
             outputs = np.zeros(len(of_split))
             for name in np.unique(of_split):
                 if name in models:
                     outputs[of_split == name] = models[name].decision_function(features[split][of_split == name])
             ends = np.cumsum([len(sentences) for sentences in known.sentences(split)])
-            made[split] = known.task.decode(np.split(outputs, ends[:-1]), rows, None)
-        return made
+            made[split] = np.split(outputs, ends[:-1])
+        return _within_budget(known, made)
 
     return _preferred(known, [answers(strength) for strength in strengths])
+
+
+def _within_budget(known: Given, ranks: dict[str, list[np.ndarray]]) -> Answers:
+    """The sentences that the task picks by these ranks, within a budget found on validation where it finds one."""
+    task = known.task.calibrated(ranks["validation"], known.splits["validation"])
+    return {split: task.decode(ranks[split], rows, None) for split, rows in known.scored.items()}
 
 
 def _preferred(known: Given, made: list[Answers]) -> Answers:
@@ -330,7 +336,7 @@ def _picked(known: Given, rank: Callable[[list[str]], np.ndarray]) -> Answers:
     sentences = {split: known.sentences(split) for split in known.scored}
     ranks = {split: [rank(theirs) for theirs in all_theirs] for split, all_theirs in sentences.items()}
     if task.head == "select":
-        return {split: task.decode(ranks[split], rows, None) for split, rows in known.scored.items()}
+        return _within_budget(known, ranks)
     made: list[Answers] = []
     for n_sentences in (1, 2, 3):
         found: Answers = {}
