@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FILLER, artifact, tiny_recipe, write_jsonl
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from tl_nlp import Predictor, Recipe, Run, train
 from tl_nlp.errors import CheckpointError, RecipeError
@@ -103,6 +103,7 @@ def test_an_adapter_writes_the_same_from_disk(tiny_t5: Path, leads: Path) -> Non
     texts = run.recipe().data.load()["test"]["text"][:20]
     once, again = (Predictor.load(run)(texts) for _ in range(2))
     assert once == again
+    assert GenerationConfig.from_pretrained(run.artifact).max_new_tokens == 8
     saved = [row["prediction"] for row in predictions_of(run)][:20]
     assert [prediction.text for prediction in once] == saved
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_nlp.errors import CheckpointError
+from tl_nlp.families import without_peft
 from tl_nlp.heads import head_of
 from tl_nlp.model import load_base, quantization_options, unquantized
 from tl_nlp.pretrained import checked, find, load_tokenizer
@@ -54,6 +55,8 @@ def save_artifact(model: Any, tokenizer: Any, recipe: Recipe, run: Run) -> None:
         recipe.method.save(model, folder)
         if (folder / "adapter_config.json").exists():
             _name_base(folder / "adapter_config.json", recipe.checkpoint.name)
+        if recipe.task.head == "generate":  # an adapter has them beside it
+            without_peft(model).generation_config.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
         (folder / "README.md").write_text(_readme(recipe, unquantized(model)), "utf-8")
         (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", "utf-8")
