@@ -6,6 +6,7 @@ Rules, no model: what is invented in plain words is not seen. Coverage and densi
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -157,7 +158,7 @@ def _names(text: str) -> list[Fact]:
     """Words that are spelt as names are. At the start of a sentence, and where most words are capitalised (a title), a
     capital says nothing: there those are names that no dictionary has."""
     words = list(_WORD.finditer(text))
-    lower_from = {match.end() for match in _SENTENCE.finditer(text)}
+    begins = [match.end() for match in _SENTENCE.finditer(text)]  # sentences, in their order
     long = [match[0] for match in words if len(match[0]) > 3]
     is_title = len(long) > 1 and sum(word[0].isupper() for word in long) > 0.6 * len(long)
     found = []
@@ -166,7 +167,8 @@ def _names(text: str) -> list[Fact]:
         if not _is_spelt_as_name(word):
             continue
         is_plain = word[1:] == word[1:].lower() and not any(letter.isdigit() for letter in word)
-        starts = any(text[at : match.start()].strip("\"'“([*-") == "" for at in lower_from if at <= match.start())
+        begun = begins[bisect.bisect_right(begins, match.start()) - 1]
+        starts = not text[begun : match.start()].strip("\"'“([*-")
         if is_plain and (starts or is_title) and _is_common(word):
             continue
         if word.lower() in _NO_NAMES:
@@ -192,7 +194,7 @@ def _stem(word: str) -> str:
 
 
 def _initials(text: str) -> set[str]:
-    """What capitalised words in a row may be shortened to: "United Nations" to "un"."""
+    """What two to six words in a row may be shortened to, whatever their case: "United Nations" to "un"."""
     found: set[str] = set()
     for run in re.findall(r"\b[^\W\d_][\w-]*(?:\s+(?:of|and|for|the|in)?\s*[^\W\d_][\w-]*)+", text):
         letters = "".join(part[0] for word in run.split() for part in word.split("-") if part)
