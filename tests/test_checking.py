@@ -13,10 +13,11 @@ from conftest import Answer, recipe_file, review_rows, tiny_recipe, write_jsonl
 from datasets import Dataset, DatasetDict
 
 from tl_nlp import Run
-from tl_nlp.checking import Finding, check, spellings
+from tl_nlp.checking import check, spellings
 from tl_nlp.cleaning import write_cleaned
 from tl_nlp.data.files import Files
 from tl_nlp.doubts import doubtful_grades, doubtful_labels
+from tl_nlp.findings import Finding
 from tl_nlp.personal import masked, personal_data
 from tl_nlp.tables import Rejects
 from tl_nlp.tasks.classification import Classification

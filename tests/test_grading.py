@@ -16,7 +16,8 @@ from tl_nlp import Predictor, Run, metrics, train
 from tl_nlp.errors import DataError, RecipeError
 from tl_nlp.evaluation import read_predictions
 from tl_nlp.grades import at, fit_cuts, fit_errors, most_error
-from tl_nlp.heads import Objective, Ordinal, Regress
+from tl_nlp.heads import Ordinal, Regress
+from tl_nlp.objective import Objective
 from tl_nlp.tasks.grading import Grading
 from tl_nlp.types import Scores
 

@@ -17,9 +17,10 @@ from tl_nlp.artifact import locate
 from tl_nlp.augmentation import Augmented, neighbours
 from tl_nlp.batches import collate
 from tl_nlp.errors import RecipeError
-from tl_nlp.heads import HEADS, Objective
+from tl_nlp.heads import HEADS
 from tl_nlp.metrics import Measured
 from tl_nlp.model import load_model
+from tl_nlp.objective import Objective
 from tl_nlp.pretrained import load_tokenizer
 from tl_nlp.recipe import Augmentation, Training
 from tl_nlp.steps import Steps, _mix

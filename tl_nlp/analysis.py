@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tl_nlp.metrics import indicators
-from tl_nlp.rows import clusters
+from tl_nlp.metrics import indicators, rouge
+from tl_nlp.rows import all_references, clusters
 from tl_nlp.scales import RATERS
 from tl_nlp.statistics import (
     brier,
@@ -30,7 +30,6 @@ _SMALLEST_SLICE = 20  # rows
 _MOST_SLICES = 12
 _N_MISTAKES = 20
 _OF_SCORES = ("pearson", "mean_pearson", "spearman", "rmse", "length_pearson")  # what grades are cut from
-_OF_TEXTS = ("rouge1", "rouge2", "rougeLsum")
 _N_LENGTHS = 4  # quarters of the rows by length
 
 
@@ -74,8 +73,8 @@ def analyse(task: Task, predictions: list[Prediction], rows: Rows) -> dict[str, 
 def _ceiling(task: Task, rows: Rows) -> dict[str, dict[str, float]]:
     """What the metrics would be were the sentences picked that are worth most."""
     worths = [np.asarray(theirs) for theirs in task.labels_of(rows)]
-    best = task.score(task.decode(worths, rows, None), rows)
-    return intervals({name: best[name] for name in _OF_TEXTS}, len(worths), clusters(rows))
+    best = [one.text for one in task.decode(worths, rows, None) if isinstance(one, Text)]
+    return intervals(dict(rouge(all_references(rows), best)), len(best), clusters(rows))
 
 
 def _invented(predictions: list[Prediction], rows: Rows) -> list[dict[str, Any]]:

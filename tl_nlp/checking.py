@@ -10,15 +10,15 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
 
 from tl_nlp.doubts import doubtful_grades, doubtful_labels, first_of
 from tl_nlp.duplicates import plain
+from tl_nlp.findings import Finding, Severity
 from tl_nlp.personal import personal_data
 from tl_nlp.rows import columns_of
 from tl_nlp.splits import twins_of
@@ -37,30 +37,6 @@ _FEW_ROWS = 10  # of a label in training, below which it can hardly be learned
 _RARE = 0.1  # of the commonest label's rows
 _MUCH_CUT = 0.05  # of the tokens
 _OTHER_LANGUAGE = 0.05  # of the rows
-
-Severity = Literal["note", "warning", "error"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something about the data that a person should know.
-
-    An error makes scores wrong, a warning may, a note does not. `examples` are ids of rows.
-    """
-
-    name: str
-    severity: Severity
-    count: int
-    message: str
-    mend: str
-    examples: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        rows = f" ({', '.join(self.examples[:5])}{', …' if len(self.examples) > 5 else ''})" if self.examples else ""
-        return f"{self.severity}: {self.message}{rows}; {self.mend}"
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def check(

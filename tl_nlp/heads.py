@@ -7,7 +7,6 @@ its windows' logits, weighted by their lengths, where nothing else is said.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from tl_nlp import document
-from tl_nlp.errors import RecipeError
 from tl_nlp.families import without_peft
-from tl_nlp.recipe import Training
+from tl_nlp.objective import Objective
 from tl_nlp.types import IGNORED
 
 Batch = dict[str, Tensor]
@@ -28,48 +26,6 @@ of shape (examples, features) and `group` of shape (examples,); with targets `la
 or for text (windows, tokens)."""
 
 _INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids")
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a loss asks for beyond the plain likelihood of the labels."""
-
-    label_smoothing: float = 0.0
-    focal_gamma: float = 0.0
-    weights: Tensor | None = None  # of each output, shape (outputs,)
-    log_priors: Tensor | None = None  # tau times the log of each label's share, shape (outputs,)
-    ranking: float = 0.0
-
-    @classmethod
-    def of(cls, training: Training, outputs: list[str], encoded: Any) -> Objective:
-        """What a recipe asks for; `encoded` are the training rows.
-
-        Balanced weights are rows / (outputs * count) for one label out of several, and absent / present for each of
-        many. Raises RecipeError for the weight of a label that is none.
-        """
-        weights = log_priors = None
-        if training.class_weights is not None or training.logit_adjustment:
-            labels = torch.tensor(encoded["labels"][:])
-            n_rows, is_many = len(labels), labels.ndim > 1
-            table = labels if is_many else functional.one_hot(labels, len(outputs))
-            counts = table.float().sum(0).clamp_min(1)
-            balanced = (n_rows - counts).clamp_min(1) / counts if is_many else n_rows / (len(outputs) * counts)
-            given = training.class_weights
-            if isinstance(given, dict):
-                if unknown := [name for name in given if name not in outputs]:
-                    raise RecipeError(
-                        f"{unknown[0]!r} is none of the labels {', '.join(outputs)}", "training.class_weights"
-                    )
-                weights = torch.tensor([given.get(name, 1.0) for name in outputs])
-            elif given is not None:
-                weights = balanced
-            if training.logit_adjustment:
-                log_priors = training.logit_adjustment * (counts / n_rows).log()
-        return cls(training.label_smoothing, training.focal_gamma, weights, log_priors, training.ranking)
-
-    def to(self, device: Any) -> Objective:
-        moved = {name: getattr(self, name) for name in ("weights", "log_priors")}
-        return replace(self, **{name: value.to(device) for name, value in moved.items() if value is not None})
 
 
 _NEVER_SURE = 1e-6  # a gradient of 0 to a power below 1 is no number

@@ -23,7 +23,8 @@ from tl_nlp.combinations import needs_whole_steps
 from tl_nlp.errors import RecipeError, RunError
 from tl_nlp.families import backbone, head_modules
 from tl_nlp.hardware import autocast
-from tl_nlp.heads import Batch, Head, Objective
+from tl_nlp.heads import Batch, Head
+from tl_nlp.objective import Objective
 from tl_nlp.recipe import Training
 from tl_nlp.schedule import Plan, Rates
 from tl_nlp.weights import Anchor, Weights, optimizer_of

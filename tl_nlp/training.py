@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +22,17 @@ from tl_nlp import augmentation, baselines, features, memory
 from tl_nlp.artifact import locate, save_artifact
 from tl_nlp.baselines import Given, given
 from tl_nlp.batches import Encoded, window_lengths
-from tl_nlp.checking import Finding, check, label_counts, sampled
+from tl_nlp.checking import check, label_counts, sampled
+from tl_nlp.environment import git_revision, versions
 from tl_nlp.errors import RecipeError, RunError
 from tl_nlp.evaluation import judged, read_predictions, references, score, write_predictions
 from tl_nlp.features import Frozen
+from tl_nlp.findings import Finding
 from tl_nlp.hardware import best_device, peak_rss_mb
-from tl_nlp.heads import Objective
 from tl_nlp.loop import Progress, fit
 from tl_nlp.model import check as check_model
 from tl_nlp.model import load_base, load_model, placed
+from tl_nlp.objective import Objective
 from tl_nlp.prediction import Predictor
 from tl_nlp.pretrained import load_tokenizer
 from tl_nlp.recipe import Recipe, Task
@@ -237,8 +236,8 @@ def _note_start(run: Run, prepared: Prepared, accelerator: Accelerator) -> None:
         )
     run.write_environment(
         {
-            "versions": {"python": platform.python_version(), **_versions()},
-            "git_revision": _git_revision(),
+            "versions": versions(),
+            "git_revision": git_revision(),
             "device": str(accelerator.device),
             "n_processes": accelerator.num_processes,
             "command": shlex.join(sys.argv),
@@ -291,24 +290,6 @@ def _note_size(run: Run, steps: Steps) -> None:
         f"{size['device_batch_size']} sequences in one pass",
         file=sys.stderr,
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("tl-nlp", "torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "bitsandbytes"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _git_revision() -> str | None:
-    try:
-        asked = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return asked.stdout.strip() or None
 
 
 def _fit(steps: Steps, predictor: Predictor, prepared: Prepared, run: Run) -> Progress:
