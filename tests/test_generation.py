@@ -15,7 +15,7 @@ from tl_nlp.tasks.summarization import Summarization
 from tl_nlp.types import IGNORED
 
 N_COPIED = 2  # words
-EPOCHS = {"t5": 12, "bart": 6, "warm": 2}
+EPOCHS = {"t5": 12, "bart": 5, "warm": 2}
 
 
 @pytest.fixture(scope="module")
