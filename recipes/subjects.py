@@ -20,9 +20,9 @@ recipe = Recipe(
         warm_start=True,
     ),
     data=Files(path="emails.jsonl"),
-    task=Summarization(max_length=96, max_new_tokens=24, beams=4),
+    task=Summarization(max_length=128, max_new_tokens=24),
     method=Full(embeddings=False),
-    training=Training(epochs=3.5, batch_size=16, lr=2e-4, head_lr=1e-3, dropout=0.0, label_smoothing=0.1),
+    training=Training(epochs=6.0, batch_size=16, lr=2e-4, head_lr=1e-3, dropout=0.0, label_smoothing=0.1),
 )
 
 if __name__ == "__main__":

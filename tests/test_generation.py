@@ -1,13 +1,22 @@
 """Models that write: T5, BART, and one begun from an encoder; each learns to copy the start of its text."""
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import FILLER, artifact, tiny_recipe, write_jsonl
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    ByT5Tokenizer,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from tl_nlp import Predictor, Recipe, Run, train
 from tl_nlp.errors import CheckpointError, RecipeError
@@ -16,6 +25,24 @@ from tl_nlp.types import IGNORED
 
 N_COPIED = 2  # words
 EPOCHS = {"t5": 12, "bart": 5, "warm": 2}
+MARKS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, "decoder_start_token_id": 0}
+LIKE_T5 = {"d_model": 64, "d_kv": 32, "d_ff": 64, "num_layers": 2, "num_heads": 2, "feed_forward_proj": "gated-gelu"}
+LIKE_BART = {
+    "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 128, "decoder_ffn_dim": 128, "forced_eos_token_id": 1,
+}  # fmt: skip
+LIKE_GEMMA = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
+    "intermediate_size": 128, "sliding_window": 16, "vocab_size": 200, **MARKS,
+}  # fmt: skip
+WRITERS = {
+    "led": {**LIKE_BART, "attention_window": [8, 8]},
+    "marian": LIKE_BART,
+    "mt5": LIKE_T5,
+    "pegasus": LIKE_BART,
+    "t5gemma": {"encoder": LIKE_GEMMA, "decoder": LIKE_GEMMA},
+    "umt5": LIKE_T5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +124,15 @@ def test_settings_change_what_is_written(tiny_t5: Path, leads: Path) -> None:
         tiny_recipe(Path(), Path("x.csv"), {"kind": "summarization", "length_penalty": 2.0})
 
 
+def test_many_unfinished_texts_are_told(tiny_t5: Path, leads: Path) -> None:
+    """An untrained model goes on and on; texts that end in time get no such sentence."""
+    run = train(copier(tiny_t5, leads, min_new_tokens=8).override("data.rows=40"))
+    said = run.results()["splits"]["test"]["caution"]
+    assert said.startswith("100% of what was written would have gone on at task.max_new_tokens=8")
+    assert said in run.report_file.read_text()
+    assert Summarization().caution({"unfinished": 0.03}) is None
+
+
 def test_an_adapter_writes_the_same_from_disk(tiny_t5: Path, leads: Path) -> None:
     recipe = copier(tiny_t5, leads).override("method=lora", "training.lr=1e-2", "data.rows=200", "training.epochs=2")
     run = train(recipe)
@@ -106,6 +142,49 @@ def test_an_adapter_writes_the_same_from_disk(tiny_t5: Path, leads: Path) -> Non
     assert GenerationConfig.from_pretrained(run.artifact).max_new_tokens == 8
     saved = [row["prediction"] for row in predictions_of(run)][:20]
     assert [prediction.text for prediction in once] == saved
+
+
+@pytest.mark.parametrize("family", WRITERS)
+def test_other_families_write_what_transformers_writes(family: str, tiny_t5: Path, leads: Path, tmp_path: Path) -> None:
+    """With a LoRA in every attention, in batches here and one text after another there."""
+    from peft import PeftModel
+
+    folder = tmp_path / family
+    shutil.copytree(tiny_t5, folder)
+    (folder / "generation_config.json").unlink()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, vocab_size=200, **MARKS, **WRITERS[family])
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+    recipe = copier(folder, leads, prefix="summarize : ", min_new_tokens=4).override("method=lora", "data.rows=200")
+    run = train(recipe.override("training.lr=1e-2", "training.epochs=2"))
+    n_attentions = 2 + 2 * 2  # of two blocks that read and two that write, with two each
+    assert len({name.rpartition(".lora_")[0] for name in artifact(run)}) == 2 * n_attentions
+    texts = run.recipe().data.load()["test"]["text"][:10]
+    model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(folder), run.artifact).eval()
+    settings = GenerationConfig.from_pretrained(run.artifact)
+    tokenizer = AutoTokenizer.from_pretrained(run.artifact)
+    theirs = []
+    for text in texts:
+        ids = tokenizer(f"summarize : {text}", return_tensors="pt").input_ids
+        written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+        theirs.append(tokenizer.decode(written[0], skip_special_tokens=True))
+    assert [prediction.text for prediction in Predictor.load(run)(texts)] == theirs
+    assert any(theirs)
+
+
+def test_a_model_of_bytes_writes(tmp_path: Path, leads: Path) -> None:
+    """ByT5, whose tokenizer has no vocabulary and does not tell where its tokens stand."""
+    ByT5Tokenizer().save_pretrained(tmp_path / "byt5")
+    config = AutoConfig.for_model("t5", vocab_size=384, **{**MARKS, "pad_token_id": 0}, **LIKE_T5)
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "byt5")
+    recipe = copier(tmp_path / "byt5", leads, min_new_tokens=4).override("data.rows=40")
+    run = train(recipe)
+    assert len(Predictor.load(run)(["the film", "a good plot of some actors, " * 20])) == 2
+    encoded = run.recipe().task.encode({"id": ["r0"], "text": ["a fjord: få" * 4]}, ByT5Tokenizer())
+    assert ByT5Tokenizer().decode(encoded["input_ids"][0][0]) == ("a fjord: få" * 4)[:29] + "</s>"
+    assert encoded["cut"] == [4 * 12 - 31]
+    with pytest.raises(CheckpointError, match="ByT5Tokenizer does not tell where its tokens stand"):
+        train(recipe.override("task=classification"))
 
 
 def predictions_of(run: Run) -> list[dict[str, object]]:
@@ -128,7 +207,7 @@ def test_validation_while_training_is_bounded(tiny_t5: Path, leads: Path, monkey
 
 
 def test_a_reader_begins_a_writer(tiny_bert: Path, leads: Path) -> None:
-    """Encoder and decoder start from its weights, and what looks at the encoder from what looks at the text."""
+    """Encoder and decoder start from its weights; what looks at the encoder does not."""
     from safetensors.torch import load_file
 
     from tl_nlp.model import load_model
@@ -141,7 +220,8 @@ def test_a_reader_begins_a_writer(tiny_bert: Path, leads: Path) -> None:
         if not name.startswith("pooler."):
             assert torch.equal(names[f"decoder.bert.{name}"], weight)
     block = "decoder.bert.encoder.layer.0."
-    assert torch.equal(names[f"{block}crossattention.self.query.weight"], names[f"{block}attention.self.query.weight"])
+    across, own = (names[f"{block}{kind}.self.query.weight"] for kind in ("crossattention", "attention"))
+    assert not torch.equal(across, own)
 
 
 def test_the_decoder_of_a_writer_begun_here_is_its_head(tiny_bert: Path, leads: Path) -> None:
@@ -162,13 +242,17 @@ def test_the_decoder_of_a_writer_begun_here_is_its_head(tiny_bert: Path, leads: 
         (["checkpoint.warm_start=true", "task=classification"], "tasks that write"),
         ([], "checkpoint.warm_start=true"),
         (["checkpoint={t5}", "checkpoint.warm_start=true"], "has one"),
+        (["checkpoint={gpt2}"], "'gpt2' cannot do the task"),
+        (["checkpoint={gpt2}", "checkpoint.warm_start=true"], "'gpt2' has no decoder to begin"),
         (["task.prefix=<summarize> "], "prefix"),
     ],
 )
 def test_what_cannot_write_is_refused(
-    overrides: list[str], said: str, tiny_bert: Path, tiny_t5: Path, leads: Path
+    overrides: list[str], said: str, tiny_bert: Path, tiny_t5: Path, leads: Path, tmp_path: Path
 ) -> None:
-    told = [one.replace("{t5}", str(tiny_t5)) for one in overrides]
+    shutil.copytree(tiny_t5, tmp_path / "gpt2")
+    GPT2LMHeadModel(GPT2Config(vocab_size=200, n_embd=64, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    told = [one.replace("{t5}", str(tiny_t5)).replace("{gpt2}", str(tmp_path / "gpt2")) for one in overrides]
     with pytest.raises((RecipeError, CheckpointError), match=said):
         train(copier(tiny_bert if said != "prefix" else tiny_t5, leads).override(*told))
 
@@ -225,6 +309,18 @@ def test_long_texts_are_cut_to_their_likest_sentences(tiny_t5: Path) -> None:
     assert kept == "the plot of the film was dull . the film and the plot ."
     assert encoded["cut"] == [6]
     assert len(encoded["input_ids"][0][0]) <= 16
+
+
+@pytest.mark.parametrize("long_texts", ["cut", "chunks", "extract"])
+def test_of_50000_words_something_is_written(long_texts: str, tiny_t5: Path, leads: Path) -> None:
+    predictor = Predictor.load(train(copier(tiny_t5, leads).override("data.rows=40")))
+    sentence = " ".join(["The", *FILLER[:8], "."])
+    n_sentences = 50_000 // len(sentence.split())
+    text = " ".join(f"{sentence[:-1]}{number} ." for number in range(n_sentences))
+    task = predictor.task.model_copy(update={"long_texts": long_texts})
+    encoded = task.encode({"id": ["r0"], "text": [text]}, predictor.tokenizer)
+    assert encoded["cut"][0] > 40_000
+    assert len(Predictor(predictor.model, predictor.tokenizer, task, "float32")([text])) == 1
 
 
 @pytest.mark.parametrize("long_texts", ["chunks", "extract"])

@@ -1,4 +1,4 @@
-"""Checkpoints of the Hub, against a loopback server with the part of the Hub's HTTP contract that pulling takes."""
+"""To the Hub and back, against a loopback server with the Hub's HTTP contract; every client is a process of its own."""
 
 import hashlib
 import json
@@ -6,90 +6,94 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import recipe_file, tiny_recipe, tl_nlp
+from conftest import recipe_file, review_rows, tiny_recipe, tl_nlp, write_jsonl
+from loopback_hub import CUT, READS, WRITES, LoopbackHub
 from safetensors.torch import load_file, save_file
 
-from tl_nlp import Run
+from tl_nlp import Recipe, Run
+from tl_nlp.recipe import Licence
+
+OWN = Licence(data="own", base="apache-2.0", source="its authors say so")
 
 
-class LoopbackHub(ThreadingHTTPServer):
-    """Serves folders as the revisions of the repository team/tiny; `asked` are the files that clients fetched."""
-
-    def __init__(self, revisions: dict[str, Path]):
-        super().__init__(("127.0.0.1", 0), _Answer)
-        self.commits = {name: hashlib.sha1(name.encode()).hexdigest() for name in revisions}
-        self.folders = {self.commits[name]: folder for name, folder in revisions.items()}
-        self.asked: set[str] = set()
-        self.address = f"http://127.0.0.1:{self.server_address[1]}"
+@pytest.fixture(scope="module")
+def hub() -> Iterator[LoopbackHub]:
+    with LoopbackHub().serving() as server:
+        yield server
 
 
-class _Answer(BaseHTTPRequestHandler):
-    server: LoopbackHub
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        api, file = "/api/models/team/tiny", "/team/tiny/resolve/"
-        if path.startswith(f"{api}/revision/") or path == api:
-            commit = self.server.commits.get(path.rpartition("/")[2] if path != api else "main")
-            if commit is None:
-                return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-            names = [{"rfilename": each.name} for each in self.server.folders[commit].iterdir()]
-            return self.answer(200, json.dumps({"id": "team/tiny", "sha": commit, "siblings": names}).encode())
-        if path.startswith(f"{api}/tree/"):
-            files = sorted(self.server.folders[path.rpartition("/")[2]].iterdir())
-            entries = [{"type": "file", "path": f.name, "size": f.stat().st_size, "oid": _oid(f)} for f in files]
-            return self.answer(200, json.dumps(entries).encode())
-        if path.startswith(file):
-            commit, _, name = path.removeprefix(file).partition("/")
-            wanted = self.server.folders[commit] / name
-            if not wanted.is_file():
-                return self.answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-            self.server.asked.add(name)
-            return self.answer(200, wanted.read_bytes(), {"ETag": f'"{_oid(wanted)}"', "X-Repo-Commit": commit})
-        return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-
-    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
+@pytest.fixture(scope="module")
+def world(hub: LoopbackHub, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a process must find in its environment to take the loopback server for the Hub, as a user who may write."""
+    return {
+        "HF_ENDPOINT": hub.address,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(tmp_path_factory.mktemp("home")),
+        "HF_TOKEN": WRITES,
+    }
 
 
-def _oid(path: Path) -> str:
-    return hashlib.sha1(path.read_bytes()).hexdigest()
+def python(script: str, *words: str, **environment: str) -> list[str]:
+    """The lines that a script prints in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
-@pytest.fixture
-def hub(tiny_bert: Path, tmp_path: Path) -> Iterator[LoopbackHub]:
-    old = tmp_path / "old"
-    shutil.copytree(tiny_bert, old)
-    tensors = {name: tensor * 0.5 for name, tensor in load_file(old / "model.safetensors").items()}
-    save_file(tensors, old / "model.safetensors", metadata={"format": "pt"})
-    main = tmp_path / "main"
-    shutil.copytree(tiny_bert, main)
-    (main / "pytorch_model.bin").write_bytes(b"never fetched")
-    server = LoopbackHub({"main": main, "v1": old})
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+TRAIN = """
+import sys
+from pathlib import Path
+from tl_nlp import Recipe, train
+for text in sys.argv[2:]:
+    print(train(Recipe.model_validate_json(text), root=Path(sys.argv[1])).folder)
+"""
+KINDS = {
+    "classification": {"kind": "classification", "max_length": 64},
+    "grading": {"kind": "grading", "max_length": 64, "low": 0, "high": 5},
+    "summarization": {"kind": "summarization", "max_length": 32, "max_new_tokens": 4},
+}
 
+
+@pytest.fixture(scope="module")
+def runs(
+    hub: LoopbackHub, world: dict[str, str], tiny_bert: Path, tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Run]:
+    """A run of each task and method, on checkpoints of the Hub; the key is TASK METHOD."""
+    hub.add("team/bert", tiny_bert)
+    hub.add("team/t5", tiny_t5)
+    folder = tmp_path_factory.mktemp("runs")
+    targets = {"classification": ("bad", "good"), "grading": ("1", "4"), "summarization": ("the film", "a plot")}
+    recipes: dict[str, Recipe] = {}
+    for task, words in targets.items():
+        rows = [{**row, "target": words[number % 2]} for number, row in enumerate(review_rows(40))]
+        data = write_jsonl(folder / f"{task}.jsonl", rows)
+        for method in ("full", "lora", "adapter"):
+            name = "team/t5" if task == "summarization" else "team/bert"
+            recipe = tiny_recipe(Path(name), data, KINDS[task], method=method, name=f"{task}-{method}", licence=OWN)
+            recipes[f"{task} {method}"] = recipe
+    made = python(TRAIN, str(folder), *(recipe.model_dump_json() for recipe in recipes.values()), **world)
+    return dict(zip(recipes, (Run(Path(line)) for line in made[-len(recipes) :]), strict=True))
+
+
+@pytest.fixture(scope="module")
+def lora(runs: dict[str, Run]) -> Run:
+    return runs["classification lora"]
+
+
+# ---- checkpoints
 
 LOCATE = """
 import json, sys
@@ -106,45 +110,510 @@ for name, revision in json.loads(sys.argv[1]):
 
 
 def test_a_hub_checkpoint_is_fetched_at_its_revision_and_then_cached(
-    hub: LoopbackHub, reviews: Path, tmp_path: Path
+    world: dict[str, str], tiny_bert: Path, reviews: Path, tmp_path: Path
 ) -> None:
-    environment = {
-        "HF_ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "hf"),
-    }  # fmt: skip
-
-    unfit = tiny_recipe(Path("team/tiny"), reviews).override("method=top_layers", "method.n_blocks=9")
-    refused = tl_nlp("train", str(recipe_file(unfit, tmp_path)), **{**environment, "HF_HOME": str(tmp_path / "other")})
-    assert refused.returncode == 2 and "the checkpoint has 2 blocks, not 9" in refused.stderr
-    assert "config.json" in hub.asked and "model.safetensors" not in hub.asked
+    old, main = tmp_path / "old", tmp_path / "main"
+    shutil.copytree(tiny_bert, old)
+    tensors = {name: tensor * 0.5 for name, tensor in load_file(old / "model.safetensors").items()}
+    save_file(tensors, old / "model.safetensors", metadata={"format": "pt"})
+    shutil.copytree(tiny_bert, main)
+    (main / "pytorch_model.bin").write_bytes(b"never fetched")
 
     def located(*checkpoints: tuple[str, str | None]) -> list[str]:
-        done = subprocess.run(
-            [sys.executable, "-c", LOCATE, json.dumps(checkpoints)],
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return done.stdout.splitlines()
+        return python(LOCATE, json.dumps(checkpoints), **environment)
 
-    main, v1 = (
-        hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest() for name in ("main", "old")
-    )
-    found = located(("team/tiny", None), ("team/tiny", "v1"), ("team/none", None), ("team/tiny", "v9"))
-    assert found[:2] == [main, v1]
-    assert found[2].startswith("HubError checkpoint 'team/none': the Hub has no such repository, or it is private")
-    assert found[3].startswith("HubError checkpoint 'team/tiny': the Hub has no revision 'v9' of it")
-    assert {"config.json", "model.safetensors", "tokenizer.json"} <= hub.asked
-    assert "pytorch_model.bin" not in hub.asked
-
-    hub.shutdown()
-    hub.server_close()
+    with LoopbackHub().serving() as hub:
+        environment = {**world, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf")}
+        hub.add("team/tiny", old, "v1")
+        commit = hub.add("team/tiny", main)
+        unfit = tiny_recipe(Path("team/tiny"), reviews).override("method=top_layers", "method.n_blocks=9")
+        refused = tl_nlp("train", str(recipe_file(unfit, tmp_path)), **environment)
+        assert refused.returncode == 2
+        assert "the checkpoint has 2 blocks, not 9" in refused.stderr
+        fetched = {path.rpartition("/")[2] for method, path in hub.asked if method == "GET"}
+        assert "config.json" in fetched
+        assert "model.safetensors" not in fetched
+        shas = [hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() for folder in (main, old)]
+        found = located(("team/tiny", None), ("team/tiny", "v1"), ("team/none", None), ("team/tiny", "v9"))
+        assert found[:2] == shas
+        assert found[2].startswith("HubError checkpoint 'team/none': the Hub has no such repository, or it is private")
+        assert found[3].startswith("HubError checkpoint 'team/tiny': the Hub has no revision 'v9' of it")
+        assert not any("pytorch_model.bin" in path for method, path in hub.asked)
     found = located(("team/tiny", "v1"), ("team/other", None))
-    assert found[0] == v1
+    assert found[0] == shas[1]
     assert "neither cached here nor reachable" in found[1]
-
     recipe = recipe_file(tiny_recipe(Path("team/tiny"), reviews, method="lora"), tmp_path)
     done = tl_nlp("train", str(recipe), **environment)
     assert done.returncode == 0, done.stderr
-    adapter = Run.open(done.stdout.splitlines()[-1]).model_dir / "adapter_config.json"
-    assert json.loads(adapter.read_text())["base_model_name_or_path"] == "team/tiny"
+    run = Run.open(done.stdout.splitlines()[-1])
+    assert json.loads((run.model_dir / "adapter_config.json").read_text())["base_model_name_or_path"] == "team/tiny"
+    assert run.recipe().checkpoint.revision == commit
+
+
+# ---- there and back
+
+PUSH = """
+import sys
+from tl_nlp.publication import push
+for word in sys.argv[1:]:
+    folder, repo_id, merge = word.split("|")
+    print(*push(folder, repo_id, merge=merge == "merge"))
+"""
+BACK = """
+import json, sys
+sys.path.insert(0, "tests")
+from read_artifacts import logits
+from tl_nlp import Predictor
+for word in sys.argv[1:]:
+    name, merge = word.split("|")
+    predictor = Predictor.load(name)
+    model = predictor.model.merge_and_unload() if merge else predictor.model
+    print(json.dumps(logits(model, predictor.tokenizer)))
+"""
+
+
+def test_what_comes_back_answers_as_what_went(hub: LoopbackHub, world: dict[str, str], runs: dict[str, Run]) -> None:
+    """Logits of whole, adapter and merged artifacts, in float32: no difference at all."""
+    went = {name: (run, "") for name, run in runs.items()}
+    went |= {f"{name} merged": (run, "merge") for name, run in runs.items() if name.endswith("lora")}
+    ids = {name: f"alice/{name.replace(' ', '-')}" for name in went}
+    urls = python(PUSH, *(f"{run.folder}|{ids[name]}|{merge}" for name, (run, merge) in went.items()), **world)
+    assert urls == [f"{hub.address}/{ids[name]}" for name in went]
+    here = python(BACK, *(f"{run.folder}|{merge}" for run, merge in went.values()), **world)
+    there = python(BACK, *(f"{name}|" for name in ids.values()), **world)
+    for name, one, other in zip(went, here, there, strict=True):
+        assert json.loads(one) == json.loads(other), name
+
+
+def push(run: Run, repo_id: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return tl_nlp("push", str(run.folder), repo_id, *words, **environment)
+
+
+def test_a_second_push_sends_nothing(hub: LoopbackHub, world: dict[str, str], lora: Run) -> None:
+    listed = push(lora, "alice/twice", "--dry-run", **{**world, "HF_TOKEN": ""})
+    assert listed.returncode == 0, listed.stderr
+    names = {line.split()[0].removeprefix("model/") for line in listed.stdout.splitlines()}
+    assert ("models", "alice/twice") not in hub.repositories
+    first = push(lora, "alice/twice", **world)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == f"{hub.address}/alice/twice\n"
+    assert "sending" in first.stderr
+    assert set(hub.files("alice/twice")) - {".gitattributes"} == names
+    assert names == {
+        "README.md", "recipe.json", "results.json", "adapter_config.json", "adapter_model.safetensors",
+        "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    before = len(hub.asked)
+    again = push(lora, "alice/twice", **world)
+    assert (again.returncode, again.stdout) == (0, first.stdout)
+    assert "sending" not in again.stderr
+    assert not [one for one in hub.asked[before:] if one[0] == "PUT" or "commit" in one[1] or "lfs" in one[1]]
+    assert len(hub.repositories["models", "alice/twice"].commits) == 2
+
+
+def test_another_method_takes_the_place_of_what_was_there(
+    hub: LoopbackHub, world: dict[str, str], runs: dict[str, Run], lora: Run
+) -> None:
+    branch = push(lora, "alice/changing", "--revision", "small", **world)
+    assert branch.stdout == f"{hub.address}/alice/changing/tree/small\n"
+    assert set(hub.files("alice/changing")) == {".gitattributes"}
+    push(lora, "alice/changing", **world)
+    assert "adapter_model.safetensors" in hub.files("alice/changing")
+    push(runs["classification full"], "alice/changing", **world)
+    assert "model.safetensors" in hub.files("alice/changing")
+    assert "adapter_model.safetensors" not in hub.files("alice/changing")
+    assert "adapter_model.safetensors" in hub.files("alice/changing", branch="small")
+
+
+def test_verbs_take_names_of_the_hub(hub: LoopbackHub, world: dict[str, str], lora: Run, tmp_path: Path) -> None:
+    assert push(lora, "alice/verbs", "--private", **world).returncode == 0
+    assert hub.repositories["models", "alice/verbs"].private
+    stranger = tl_nlp("pull", "alice/verbs", **{**world, "HF_TOKEN": "", "HF_HOME": str(tmp_path)})
+    assert stranger.returncode == 2
+    assert "a private one that the token may not read" in stranger.stderr
+    pulled = tl_nlp("pull", "alice/verbs", **world)
+    assert Path(pulled.stdout.strip()).name == hub.repositories["models", "alice/verbs"].branches["main"]
+    here = tl_nlp("predict", str(lora.folder), "the good film", **world)
+    there = tl_nlp("predict", "alice/verbs", "the good film", **world)
+    at = tl_nlp("predict", "alice/verbs@main", "the good film", **world)
+    assert here.stdout == there.stdout == at.stdout != ""
+    report = tl_nlp("report", "alice/verbs", **world)
+    assert "is an artifact and no run" in report.stderr
+    missing = tl_nlp("predict", "alice/none", "x", **world)
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert "'alice/none': neither a run here nor a repository on the Hub" in missing.stderr
+    offline = {**world, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert tl_nlp("predict", "alice/verbs", "the good film", **offline).stdout == here.stdout
+
+
+def test_published_runs_are_scored_and_compared(
+    hub: LoopbackHub, world: dict[str, str], runs: dict[str, Run], lora: Run, tmp_path: Path
+) -> None:
+    """On the data that the recipe names, where it is there; its fingerprint went along."""
+    assert push(lora, "alice/scored", **world).returncode == 0
+    data = Path(str(lora.recipe().data.path))  # type: ignore[attr-defined]
+    assert str(data.parent) not in hub.files("alice/scored")["recipe.json"].decode()
+    shutil.copy(data, tmp_path / data.name)
+    scored = tl_nlp("evaluate", "alice/scored", cwd=tmp_path, **world)
+    assert scored.returncode == 0, scored.stderr
+    name = lora.results()["main_metric"]
+    ours = lora.results()["splits"]["test"]["metrics"][name]
+    assert json.loads(scored.stdout)["metrics"][name] == ours
+    full = runs["classification full"]
+    compared = tl_nlp("compare", "alice/scored", str(full.folder), "--json", cwd=tmp_path, **world)
+    assert json.loads(compared.stdout)["runs"][0] == {"run": "alice/scored", name: ours}
+    write_jsonl(tmp_path / data.name, [{**row, "target": "good"} for row in review_rows(40, 3)])
+    other = tl_nlp("evaluate", "alice/scored", cwd=tmp_path, **world)
+    assert "are not those" in other.stderr
+
+
+# ---- what goes wrong
+
+
+@pytest.mark.parametrize(
+    ("token", "repo_id", "said"),
+    [
+        ("", "alice/x", "there is no token for the Hub: hf auth login"),
+        ("hf_" + "x" * 34, "alice/x", "the Hub does not know the token"),
+        (READS, "alice/x", "the token may not write to alice/x"),
+        (WRITES, "bob/x", "the token may not write to bob/x"),
+        (WRITES, "x", "'x' is no name of a repository"),
+        (WRITES, "alice/../x", "is no name of a repository"),
+        (WRITES, "alice/-x", "is no name of a repository"),
+    ],
+)
+def test_who_may_not_push_is_told(token: str, repo_id: str, said: str, world: dict[str, str], lora: Run) -> None:
+    done = push(lora, repo_id, **{**world, "HF_TOKEN": token})
+    assert done.returncode in (1, 2)
+    assert done.stdout == ""
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+STEPS = {
+    "create": "POST /api/repos/create",
+    "preupload": "preupload",
+    "upload": "PUT /_lfs",
+    "commit": "POST .*/commit/",
+}
+CELLS = [(step, status, times) for step in STEPS for status in (500, 429, CUT) for times in (2, 999)]
+
+
+def test_faults_are_survived_where_they_pass_and_told_where_they_stay(
+    world: dict[str, str], lora: Run, tmp_path: Path
+) -> None:
+    """FAULTS 22: each step failing twice, and for ever; and then the same command again. A server each, all at once."""
+    servers = [LoopbackHub() for _ in CELLS]
+    started = []
+    for number, (server, (step, status, times)) in enumerate(zip(servers, CELLS, strict=True)):
+        server.serving_now = server.serving()  # type: ignore[attr-defined]
+        server.serving_now.__enter__()  # type: ignore[attr-defined]
+        server.fail(STEPS[step], status, times)
+        environment = {**os.environ, **world, "HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / str(number))}
+        command = [
+            sys.executable,
+            "-m",
+            "tl_nlp",
+            "push",
+            str(lora.folder),
+            f"alice/{step}",
+            "licence.base=mit",
+            "licence.source=test",
+        ]
+        started.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    for server, cell, process in zip(servers, CELLS, started, strict=True):
+        step, status, times = cell
+        out, err = process.communicate(timeout=200)
+        told = (cell, out, err)
+        if times == 2:
+            assert process.returncode == 0, told
+            assert len(server.repositories["models", f"alice/{step}"].commits) == 2, told
+        else:
+            assert process.returncode == 1, told
+            assert "nothing was lost, and the same command goes on later" in err.splitlines()[-1], told
+            assert "Traceback" not in err, told
+    for server in servers:
+        server.serving_now.__exit__(None, None, None)  # type: ignore[attr-defined]
+
+
+def test_a_push_that_was_killed_goes_on(hub: LoopbackHub, world: dict[str, str], runs: dict[str, Run]) -> None:
+    """FAULTS 22: kill -9 in the middle of an upload."""
+    run = runs["grading full"]
+    hub.slow_uploads = 3.0
+    before = len(hub.asked)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tl_nlp", "push", str(run.folder), "alice/killed"],
+        env={**os.environ, **world},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not any(one[0] == "PUT" for one in hub.asked[before:]):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+    finally:
+        hub.slow_uploads = 0.0
+    assert set(hub.files("alice/killed")) == {".gitattributes"}
+    assert push(run, "alice/killed", **world).returncode == 0
+    assert len(hub.repositories["models", "alice/killed"].commits) == 2
+    assert "model.safetensors" in hub.files("alice/killed")
+
+
+def test_of_two_pushes_at_once_one_is_told(
+    hub: LoopbackHub, world: dict[str, str], runs: dict[str, Run], lora: Run
+) -> None:
+    """FAULTS 23."""
+    hub.slow_uploads = 6.0
+    before = len(hub.asked)
+    slow = subprocess.Popen(
+        [sys.executable, "-m", "tl_nlp", "push", str(runs["grading adapter"].folder), "alice/race"],
+        env={**os.environ, **world},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not any(one[0] == "PUT" for one in hub.asked[before:]):
+        assert slow.poll() is None
+        time.sleep(0.05)
+    hub.slow_uploads = 0.0
+    assert push(lora, "alice/race", **world).returncode == 0
+    out, err = slow.communicate(timeout=60)
+    assert (slow.returncode, out) == (1, "")
+    assert "was changed by somebody else meanwhile" in err
+    assert "adapter_model.safetensors" in hub.files("alice/race")
+
+
+def test_a_lost_answer_makes_no_second_commit(world: dict[str, str], lora: Run, tmp_path: Path) -> None:
+    """The commit is made and its answer lost: what is there is looked at before it is tried again."""
+    with LoopbackHub().serving() as hub:
+        hub.lose_answers = 1
+        done = push(lora, "alice/lost", **{**world, "HF_ENDPOINT": hub.address}, HF_HOME=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        assert len(hub.repositories["models", "alice/lost"].commits) == 2
+
+
+def test_without_xet_a_hub_is_told_so(world: dict[str, str], lora: Run) -> None:
+    """huggingface_hub has no way back from xet where the server has none."""
+    done = push(lora, "alice/xet", **{**world, "HF_HUB_DISABLE_XET": "0"})
+    assert done.returncode == 1
+    assert "HF_HUB_DISABLE_XET=1" in done.stderr.splitlines()[-1]
+
+
+def test_a_repository_that_reaches_out_is_not_followed(
+    hub: LoopbackHub, world: dict[str, str], lora: Run, tmp_path: Path
+) -> None:
+    assert push(lora, "alice/escape", **world).returncode == 0
+    files = {**hub.files("alice/escape"), "../../../escaped.json": b"{}", "/tmp/escaped.json": b"{}"}
+    hub.repositories["models", "alice/escape"].commit(files)
+    done = tl_nlp("pull", "alice/escape", **{**world, "HF_HOME": str(tmp_path / "deep" / "home")})
+    assert not list(tmp_path.rglob("escaped.json"))
+    assert not Path("/tmp/escaped.json").exists()
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) >= 1
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_no_run_is_not_pulled(hub: LoopbackHub, world: dict[str, str], lora: Run) -> None:
+    plain = tl_nlp("pull", "team/bert", **world)
+    assert plain.returncode == 2
+    assert "team/bert holds no recipe.json" in plain.stderr
+    assert push(lora, "alice/outward", **world).returncode == 0
+    recipe = json.loads(hub.files("alice/outward")["recipe.json"])
+    recipe["checkpoint"]["name"] = "/etc"
+    hub.repositories["models", "alice/outward"].commit(
+        {**hub.files("alice/outward"), "recipe.json": json.dumps(recipe).encode()}
+    )
+    told = tl_nlp("pull", "alice/outward", **world)
+    assert told.returncode == 2
+    assert "an adapter for '/etc', which is no name on the Hub" in told.stderr
+
+
+def test_the_token_is_nowhere(world: dict[str, str], tiny_bert: Path, reviews: Path, tmp_path: Path) -> None:
+    """FAULTS 21: a token in the environment and in the home of the Hub's client, while training, pushing and pulling."""
+    home = tmp_path / "home"
+    (home / "hf").mkdir(parents=True)
+    (home / "hf" / "token").write_text(WRITES)
+    recipe = tiny_recipe(tiny_bert, reviews, name="canary", licence=OWN)
+    with LoopbackHub().serving() as hub:
+        environment = {**world, "HF_ENDPOINT": hub.address, "HF_HOME": str(home / "hf"), "HOME": str(home)}
+        said = [tl_nlp("train", str(recipe_file(recipe, tmp_path)), **environment)]
+        run = Run.open(said[0].stdout.splitlines()[-1])
+        hub.fail("POST /api/repos/create", 500, 1)
+        hub.fail("POST .*/commit/", 429, 1)
+        said.append(push(run, "alice/canary", "--debug", **environment))
+        said.append(push(run, "bob/canary", "--debug", **environment))
+        said.append(tl_nlp("pull", "alice/canary", **environment))
+        assert [one.returncode for one in said] == [0, 0, 1, 0]
+        token = WRITES.encode()
+        assert token not in hub.everything()
+    for one in said:
+        assert WRITES not in one.stdout + one.stderr
+    (home / "hf" / "token").unlink()
+    for root in (run.folder, home):
+        for path in root.rglob("*"):
+            assert not path.is_file() or token not in path.read_bytes(), path
+    leaky = recipe.model_copy(update={"name": "leaky", "note": f"made with {WRITES}"})
+    folder = tl_nlp("train", str(recipe_file(leaky, tmp_path)), **world).stdout.splitlines()[-1]
+    refused = push(Run.open(folder), "alice/leaky", "--dry-run", **world)
+    assert refused.returncode == 1
+    assert "would hold a token of the Hub" in refused.stderr
+    assert WRITES not in refused.stderr
+
+
+def test_paths_of_this_machine_stay_here(world: dict[str, str], tiny_bert: Path, reviews: Path, tmp_path: Path) -> None:
+    local = tiny_recipe(tiny_bert, reviews, method="lora", licence=OWN)
+    made = python(
+        TRAIN, str(tmp_path), local.model_dump_json(), local.override("method=full").model_dump_json(), **world
+    )
+    adapter, whole = (Run(Path(line)) for line in made[-2:])
+    refused = push(adapter, "alice/local", "--dry-run", **world)
+    assert refused.returncode == 1
+    assert f"an adapter for {tiny_bert.name}, a checkpoint that only this machine has; --merge" in refused.stderr
+    assert push(adapter, "alice/local", "--merge", "--dry-run", **world).returncode == 0
+    refused = push(whole, "alice/local", "--merge", "--dry-run", **world)
+    assert "holds whole weights already" in refused.stderr
+    with LoopbackHub().serving() as hub:
+        done = push(whole, "alice/local", **{**world, "HF_ENDPOINT": hub.address})
+        assert done.returncode == 0, done.stderr
+        assert str(tmp_path).encode() not in hub.everything()
+        assert str(tiny_bert.parent).encode() not in hub.everything()
+
+
+def test_an_adapter_for_int8_weights_goes_and_comes_back(
+    hub: LoopbackHub, world: dict[str, str], lora: Run, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    recipe = lora.recipe().override("checkpoint.load_in=int8")
+    (line,) = python(TRAIN, str(tmp_path), recipe.model_dump_json(), **world)[-1:]
+    python(PUSH, f"{line}|alice/int8|", f"{line}|alice/int8-merged|merge", **world)
+    here, there = (tl_nlp("predict", name, "the good film", **world).stdout for name in (line, "alice/int8"))
+    assert here == there != ""
+    assert "BitsAndBytesConfig" in hub.files("alice/int8")["README.md"].decode()
+    merged = json.loads(tl_nlp("predict", "alice/int8-merged", "the good film", **world).stdout)
+    assert merged["probabilities"] == pytest.approx(json.loads(here)["probabilities"], abs=0.05)
+
+
+# ---- cards
+
+
+def card_of(hub: LoopbackHub, repo_id: str, kind: str = "models") -> Any:
+    from huggingface_hub import ModelCard
+
+    return ModelCard(hub.files(repo_id, kind)["README.md"].decode())
+
+
+def test_the_card_says_what_it_is_and_opens_it(
+    hub: LoopbackHub, world: dict[str, str], lora: Run, tmp_path: Path
+) -> None:
+    assert push(lora, "alice/card", **world).returncode == 0
+    card = card_of(hub, "alice/card")
+    about = card.data
+    assert (about.base_model, about.license, about.library_name) == ("team/bert", "apache-2.0", "peft")
+    assert (about.pipeline_tag, about.model_name) == ("text-classification", "classification-lora")
+    results = lora.results()
+    name = results["main_metric"]
+    mine = [one for one in about.eval_results if one.metric_name.startswith(f"{name} (95 %")]
+    assert [one.metric_value for one in mine] == [pytest.approx(results["splits"]["test"]["metrics"][name]["value"])]
+    assert {
+        one.metric_name.split(" of the baseline ")[1].split()[0]
+        for one in about.eval_results
+        if "baseline" in one.metric_name
+    } == set(results["baselines"])
+    assert about.to_dict()["co2_eq_emissions"]["emissions"] > 0
+    text = card.content
+    for word in (
+        results["verdict"][1:],
+        lora.data()["splits"]["train"]["fingerprint"],
+        "apache-2.0",
+        "@misc",
+        "## Notes",
+    ):
+        assert word in text, word
+    assert "review" not in text
+    code = text.split("```python\n")[1].split("```")[0]
+    script = f"{code}\nprint(model(**tokenizer('the film', return_tensors='pt')).logits.shape)"
+    assert python(script, **world) == ["torch.Size([1, 2])"]
+    with_notes = hub.files("alice/card")["README.md"].replace(b"None yet.", b"Ask **Ada** first.")
+    hub.repositories["models", "alice/card"].commit({**hub.files("alice/card"), "README.md": with_notes})
+    assert push(lora, "alice/card", "licence.model=cc-by-nc-4.0", **world).returncode == 0
+    again = card_of(hub, "alice/card")
+    assert again.data.license == "cc-by-nc-4.0"
+    assert "Ask **Ada** first." in again.content
+
+
+@pytest.mark.parametrize("name", ["grading full", "summarization lora", "classification adapter"])
+def test_cards_of_other_tasks(name: str, hub: LoopbackHub, world: dict[str, str], runs: dict[str, Run]) -> None:
+    repo_id = f"alice/card-{name.replace(' ', '-')}"
+    assert push(runs[name], repo_id, **world).returncode == 0
+    about = card_of(hub, repo_id).data
+    library = {"grading full": "transformers", "summarization lora": "peft", "classification adapter": "tl_nlp"}
+    assert about.library_name == library[name]
+    assert about.to_dict()["base_model_relation"] == ("finetune" if name == "grading full" else "adapter")
+
+
+def test_what_nobody_licenses_stays_private(
+    hub: LoopbackHub, world: dict[str, str], tiny_bert: Path, reviews: Path, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(Path("team/bert"), reviews, name="unlicensed")
+    (line,) = python(TRAIN, str(tmp_path), recipe.model_dump_json(), **world)[-1:]
+    run = Run(Path(line))
+    refused = push(run, "alice/unlicensed", **world)
+    assert refused.returncode == 1
+    assert "it may not be public" in refused.stderr
+    assert ("models", "alice/unlicensed") not in hub.repositories
+    said = ("licence.data=own", "licence.base=mit", "licence.source=my own")
+    assert push(run, "alice/licensed", *said, **world).returncode == 0
+    assert card_of(hub, "alice/licensed").data.license == "mit"
+    assert push(run, "alice/unlicensed", "--private", **world).returncode == 0
+    assert hub.repositories["models", "alice/unlicensed"].private
+    assert "for private use only" in card_of(hub, "alice/unlicensed").content
+    public = push(run, "alice/licensed", "--private", **world)
+    assert "is there and public" in public.stderr
+    other = push(run, "alice/other", "training.lr=1", **world)
+    assert other.returncode == 2
+    assert "only licence.KEY=VALUE" in other.stderr
+
+
+def test_licences_of_cards_are_read(
+    hub: LoopbackHub, world: dict[str, str], tiny_bert: Path, reviews: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "licensed"
+    shutil.copytree(tiny_bert, folder)
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\n---\n")
+    hub.add("team/licensed", folder)
+    recipe = tiny_recipe(Path("team/licensed"), reviews, name="cards", licence=Licence(data="own", source="me"))
+    (line,) = python(TRAIN, str(tmp_path), recipe.model_dump_json(), **world)[-1:]
+    assert push(Run(Path(line)), "alice/of-cards", **world).returncode == 0
+    card = card_of(hub, "alice/of-cards")
+    assert card.data.license == "cc-by-nc-sa-4.0"
+    assert "no commercial use" in card.content
+
+
+# ---- data and pages
+
+
+def test_data_is_published_only_when_asked(
+    hub: LoopbackHub, world: dict[str, str], tiny_bert: Path, tmp_path: Path
+) -> None:
+    rows = [{**row, "text": f"{row['text']} ask ada{number}@example.org"} for number, row in enumerate(review_rows(60))]
+    recipe = tiny_recipe(tiny_bert, write_jsonl(tmp_path / "mine.jsonl", rows), name="rows")
+    path = str(recipe_file(recipe, tmp_path))
+    refused = tl_nlp("push-data", path, "alice/rows", **world)
+    assert refused.returncode == 1
+    assert "it may not be public" in refused.stderr
+    words = ("licence.data=own", "licence.source=mine")
+    listed = tl_nlp("push-data", path, "alice/rows", "--dry-run", *words, **world)
+    assert ("datasets", "alice/rows") not in hub.repositories
+    assert "train.jsonl" in listed.stdout
+    done = tl_nlp("push-data", path, "alice/rows", *words, **world)
+    assert done.stdout == f"{hub.address}/datasets/alice/rows\n", done.stderr
+    files = hub.files("alice/rows", "datasets")
+    assert set(files) == {".gitattributes", "README.md", "data/train.jsonl", "data/validation.jsonl", "data/test.jsonl"}
+    assert b"@example.org" not in files["data/train.jsonl"]
+    card = card_of(hub, "alice/rows", "datasets")
+    assert [one["split"] for one in card.data.to_dict()["configs"][0]["data_files"]] == ["train", "validation", "test"]

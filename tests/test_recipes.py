@@ -28,6 +28,7 @@ HUB_COLUMNS = {
     "summarization_t5": ("text", "summary"),
     "summarization_bart": ("dialogue", "summary"),
     "translation_t5": ("english", "non_english"),
+    "labels_t5": ("text", "label"),
 }
 
 
@@ -59,7 +60,7 @@ def test_a_recipe_runs(
             named = [{"text": row["text"], "label": row["target"][:3]} for row in review_rows(30, seed)]
             write_jsonl(folder / f"{split}.jsonl", named)
         words += [f"data.name={folder}", f"checkpoint={tiny_bert}"]
-    elif path.stem in ("subjects", "tldr"):
+    elif path.stem in ("subjects", "tldr", "simplification_t5"):
         summed = [{**row, "target": "the film"} for row in review_rows(60)]
         words += [f"data.path={write_jsonl(tmp_path / 'texts.jsonl', summed)}"]
     elif path.stem in HUB_COLUMNS:
@@ -71,8 +72,12 @@ def test_a_recipe_runs(
             write_jsonl(folder / f"{split}.jsonl", named)
         checkpoint = tiny_bart if path.stem == "summarization_bart" else tiny_t5
         words += [f"data.name={folder}", f"checkpoint={checkpoint}", "task.max_length=64", "task.max_new_tokens=8"]
+    if path.stem == "simplification_t5":
+        words += [f"checkpoint={tiny_t5}", "task.max_length=64", "task.max_new_tokens=8"]
     if path.stem == "translation_t5":
-        words += ["data.config=null", "task.prefix=summarize: "]
+        words += ["data.config=null"]
+    if path.stem in ("translation_t5", "labels_t5", "simplification_t5"):
+        words += ["task.prefix=summarize: "]
     if path.stem in ("sentiment_two_stages", "essays"):
         words[0:1] = ["training.epochs=2", "method.head_epochs=1"]
     if path.stem == "summary_highlights":

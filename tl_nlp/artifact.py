@@ -12,6 +12,8 @@ from typing import Any
 from tl_nlp.errors import CheckpointError
 from tl_nlp.families import without_peft
 from tl_nlp.heads import head_of
+from tl_nlp.hub import is_id
+from tl_nlp.methods.full import Full
 from tl_nlp.model import load_base, quantization_options, unquantized
 from tl_nlp.pretrained import checked, find, load_tokenizer
 from tl_nlp.recipe import Checkpoint, Recipe
@@ -41,36 +43,52 @@ def locate(checkpoint: Checkpoint, *, with_weights: bool = True) -> Path:
 
 
 def _merged(run: Run) -> Path:
-    model, tokenizer = load_trained(run.artifact)
     merged = Path(tempfile.mkdtemp(prefix="tl_nlp-merged-"))
     atexit.register(shutil.rmtree, merged, ignore_errors=True)
-    model.merge_and_unload().save_pretrained(merged)
-    tokenizer.save_pretrained(merged)
+    save_merged(run.artifact, merged)
     return merged
 
 
 def save_artifact(model: Any, tokenizer: Any, recipe: Recipe, run: Run) -> None:
     """Writes model/: weights or adapter, tokenizer and recipe, a plain Hugging Face repository; complete or absent."""
     with run.writing(run.model_dir) as folder:
-        recipe.method.save(model, folder)
-        if (folder / "adapter_config.json").exists():
-            _name_base(folder / "adapter_config.json", recipe.checkpoint.name)
-        if recipe.task.head == "generate":  # an adapter has them beside it
-            without_peft(model).generation_config.save_pretrained(str(folder))
-        tokenizer.save_pretrained(str(folder))
-        (folder / "README.md").write_text(_readme(recipe, unquantized(model)), "utf-8")
-        (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", "utf-8")
+        _write(folder, model, tokenizer, recipe)
+
+
+def save_merged(artifact: Path, folder: Path) -> Recipe:
+    """Writes an adapter's artifact as one of whole weights, merged into the checkpoint in float32; returns its recipe.
+
+    Raises CheckpointError where the method merges into nothing.
+    """
+    recipe = read_recipe(artifact)
+    if not recipe.method.is_mergeable:
+        raise CheckpointError(f"method {recipe.method.kind} merges into no weights; without --merge it goes as it is")
+    whole = recipe.checkpoint.model_copy(update={"load_in": "float32"})
+    model, tokenizer = _loaded(recipe.model_copy(update={"checkpoint": whole}), artifact)
+    told = " ".join(filter(None, [recipe.note, f"Merged from a {recipe.method.kind} of the same checkpoint."]))
+    merged = recipe.model_copy(
+        update={"checkpoint": whole, "method": Full(head_epochs=recipe.method.head_epochs), "note": told}
+    )
+    _write(folder, model.merge_and_unload(), tokenizer, merged)
+    return merged
+
+
+def _write(folder: Path, model: Any, tokenizer: Any, recipe: Recipe) -> None:
+    recipe.method.save(model, folder)
+    if (folder / "adapter_config.json").exists():
+        _name_base(folder / "adapter_config.json", recipe.checkpoint.name)
+    if recipe.task.head == "generate":  # an adapter has them beside it
+        without_peft(model).generation_config.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    (folder / "README.md").write_text(_readme(recipe, unquantized(model)), "utf-8")
+    (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", "utf-8")
 
 
 def _name_base(path: Path, checkpoint: str) -> None:
     """An adapter names the Hub id it was made for, and no path of the machine that made it."""
-    base = checkpoint if _is_on_hub(checkpoint) else None
+    base = checkpoint if is_id(checkpoint) else None
     config = json.loads(path.read_text("utf-8")) | {"base_model_name_or_path": base}
     path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-
-
-def _is_on_hub(checkpoint: str) -> bool:
-    return checkpoint.count("/") == 1 and not Path(checkpoint).exists()
 
 
 def _readme(recipe: Recipe, skip: list[str]) -> str:
@@ -102,7 +120,7 @@ def _loading(recipe: Recipe, skip: list[str]) -> str:
     if recipe.method.opens_with == "transformers":
         model = f'model = {auto_class}.from_pretrained(".")'
         return f"from transformers import {auto_class}, AutoTokenizer\n\n{model}\n{tokenizer}"
-    base = recipe.checkpoint.name if _is_on_hub(recipe.checkpoint.name) else "CHECKPOINT"
+    base = recipe.checkpoint.name if is_id(recipe.checkpoint.name) else "CHECKPOINT"
     model = f"model = {auto_class}.from_pretrained({', '.join([repr(base), *_base_options(recipe, skip)])})"
     more = ", BitsAndBytesConfig" if "BitsAndBytesConfig" in model else ""
     return (
@@ -118,7 +136,7 @@ def _needs_package(recipe: Recipe) -> bool:
 def _base_options(recipe: Recipe, skip: list[str]) -> list[str]:
     """What `from_pretrained` must be told to load the checkpoint as the adapter knew it."""
     options = [f"num_labels={len(recipe.task.outputs())}"] if recipe.task.outputs() else []
-    if recipe.checkpoint.revision and _is_on_hub(recipe.checkpoint.name):
+    if recipe.checkpoint.revision and is_id(recipe.checkpoint.name):
         options.append(f"revision={recipe.checkpoint.revision!r}")
     if recipe.checkpoint.blocks is not None:
         options.append(f"num_hidden_layers={recipe.checkpoint.blocks}")
@@ -134,7 +152,10 @@ def _base_options(recipe: Recipe, skip: list[str]) -> list[str]:
 
 def load_trained(folder: Path) -> tuple[Any, Any]:
     """(model, tokenizer) of an artifact, in eval mode."""
-    recipe = read_recipe(folder)
+    return _loaded(read_recipe(folder), folder)
+
+
+def _loaded(recipe: Recipe, folder: Path) -> tuple[Any, Any]:
     if recipe.method.is_adapter:
         model = recipe.method.load(load_base(recipe, locate(recipe.checkpoint)), folder)
     else:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from tl_nlp.components import kinds
 from tl_nlp.errors import RecipeError, TLError
+from tl_nlp.hub import local, pull
 from tl_nlp.recipe import Recipe, load_recipe, recipe_files
 from tl_nlp.run import Run, all_runs, artifact_folder, newest_runs, runs_root
 
@@ -102,6 +103,24 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "runs", metavar="RUN", nargs="*", help=f"default: the newest finished of each recipe in {runs_root()}"
     )
+    sub = add("push", _push, "publish a run on the Hugging Face Hub: model, scores and a card; prints where it is")
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("repo_id", metavar="OWNER/NAME")
+    sub.add_argument("licence", metavar="licence.KEY=VALUE", nargs="*", help="what you know, as licence.data=own")
+    sub.add_argument("--private", action="store_true", help="a repository that only you see")
+    sub.add_argument("--merge", action="store_true", help="an adapter as whole weights, which need no checkpoint")
+    sub.add_argument("--revision", help="a branch of the repository; default: main")
+    sub.add_argument("--space", action="store_true", help="a page that serves it too, as the Space of the same name")
+    sub.add_argument("--dry-run", action="store_true", help="list what would go")
+    sub = add("pull", _pull, "fetch a published run; prints the folder it is in, which is named after its commit")
+    sub.add_argument("repo_id", metavar="OWNER/NAME")
+    sub.add_argument("--revision", help="a branch, tag or commit; default: main")
+    sub = add("push-data", _push_data, "publish a cleaned copy of a recipe's data on the Hub; prints where it is")
+    sub.add_argument("recipe", metavar="RECIPE", help="a .py file, or a name in ./recipes")
+    sub.add_argument("repo_id", metavar="OWNER/NAME")
+    sub.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="as licence.data=own")
+    sub.add_argument("--private", action="store_true", help="a repository that only you see")
+    sub.add_argument("--dry-run", action="store_true", help="list what would go")
     add("runs", _runs, f"the runs under {runs_root()}")
     return parser
 
@@ -137,6 +156,8 @@ def _train(arguments: argparse.Namespace) -> None:
     results = run.results()
     for split, scores in results["splits"].items():
         print(f"{split}  {scores['rows']} rows  {_values(scores['metrics'])}")
+        if "caution" in scores:
+            print(f"{split}  {scores['caution']}")
     for name, scores in results.get("baselines", {}).items():
         print(f"baseline {name}  {_values({key: scores[key] for key in scores if key != 'difference'})}")
     for kind in ("seeds", "folds"):
@@ -212,12 +233,11 @@ _SPLITS = ("train", "validation", "test")
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    runs = [Run.open(run) for run in arguments.runs]
-    if len(runs) < 2:
+    if len(arguments.runs) < 2:
         raise RecipeError("compare takes two or more runs; the first is compared with each of the others")
     from tl_nlp.evaluation import compare
 
-    found = compare(runs, arguments.split)
+    found = compare(arguments.runs, arguments.split)
     if arguments.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
         return
@@ -227,13 +247,13 @@ def _compare(arguments: argparse.Namespace) -> None:
     for one in found["differences"]:
         p = "" if one["p"] is None else f"  p {one['p']:.2g} ({one['test']})"
         print(
-            f"{one['verdict']}: {runs[0].folder} against {one['against']}: {one['value']:+.3g} "
+            f"{one['verdict']}: {arguments.runs[0]} against {one['against']}: {one['value']:+.3g} "
             f"[{one['low']:+.3g}, {one['high']:+.3g}] {name}{p}"
         )
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    run = Run.open(arguments.run)
+    run = Run.open(local(arguments.run))
     from tl_nlp.reporting import write_report
 
     print(write_report(run))
@@ -269,10 +289,11 @@ def _learning_curve(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    run = Run.open(arguments.run)
+    folder = local(arguments.run)
+    artifact_folder(folder)  # a wrong path is answered before torch is imported
     from tl_nlp.evaluation import evaluate
 
-    found = evaluate(run, arguments.split, arguments.file)
+    found = evaluate(folder, arguments.split, arguments.file)
     print(json.dumps(found, indent=2))
     if "seen_in_training" in found:
         seen = found["seen_in_training"]
@@ -287,7 +308,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     from tl_nlp.tables import check_output, read_table, write_rows
     from tl_nlp.types import as_json
 
-    artifact_folder(arguments.run)  # a wrong path is answered before torch is imported
+    folder = local(arguments.run)
+    artifact_folder(folder)  # a wrong path is answered before torch is imported
     if arguments.input is not None and (arguments.texts or arguments.pair or arguments.group):
         raise RecipeError("--input names a file of rows; texts, --pair and --group go without it")
     if arguments.output is not None:
@@ -298,7 +320,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from tl_nlp.prediction import Predictor
 
     table = None if arguments.input is None else read_table(arguments.input)
-    predictor = Predictor.load(arguments.run)
+    predictor = Predictor.load(folder)
     if table is not None:
         rows = predictor.predict_table(table)
     else:
@@ -320,14 +342,44 @@ def _lines_of_stdin() -> list[str]:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    for path in arguments.runs:
-        artifact_folder(path)
-    folders = [Path(path) for path in arguments.runs] or [run.folder for run in newest_runs()]
+    folders = [local(path) for path in arguments.runs] or [run.folder for run in newest_runs()]
+    for folder in folders:
+        artifact_folder(folder)
     if not folders:
         raise RecipeError(f"no finished run under {runs_root()}; tl-nlp train RECIPE makes one")
     from tl_nlp.demo.page import serve
 
     serve(folders)
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    if other := next((one for one in arguments.licence if not one.startswith("licence.")), None):
+        raise RecipeError(f"{other}: a run is published as it was trained; only licence.KEY=VALUE can be said here")
+    from tl_nlp.publication import push
+
+    for line in push(
+        local(arguments.run),
+        arguments.repo_id,
+        private=arguments.private,
+        merge=arguments.merge,
+        revision=arguments.revision,
+        space=arguments.space,
+        dry_run=arguments.dry_run,
+        licence=tuple(arguments.licence),
+    ):
+        print(line)
+
+
+def _pull(arguments: argparse.Namespace) -> None:
+    print(pull(arguments.repo_id, arguments.revision))
+
+
+def _push_data(arguments: argparse.Namespace) -> None:
+    recipe = load_recipe(arguments.recipe, *arguments.overrides)
+    from tl_nlp.publication import push_data
+
+    for line in push_data(recipe, arguments.repo_id, private=arguments.private, dry_run=arguments.dry_run):
+        print(line)
 
 
 def _runs(arguments: argparse.Namespace) -> None:

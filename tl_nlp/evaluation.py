@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,11 @@ from tl_nlp import similarity
 from tl_nlp.analysis import analyse
 from tl_nlp.baselines import TRANSFER
 from tl_nlp.errors import DataError, RunError
+from tl_nlp.hub import local
 from tl_nlp.metrics import Measured
 from tl_nlp.prediction import Predictor
 from tl_nlp.rows import all_references, clusters, columns_of, fingerprint, hashes, resolved, select
-from tl_nlp.run import Run
+from tl_nlp.run import Run, artifact_folder, data_of, read_recipe
 from tl_nlp.statistics import Difference, difference, intervals
 from tl_nlp.tables import Rejects, read_table
 from tl_nlp.types import COLUMNS, KEEP_TOGETHER, Label, Labels, Prediction, Scores, Text
@@ -34,8 +36,10 @@ def evaluate(run: Run | str | Path, split: str = "test", file: str | Path | None
     under `rejects`. Raises DataError for a split or a
     column that is not there.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
-    recipe = run.trained_recipe()
+    folder = run.folder if isinstance(run, Run) else local(run)
+    made_here = Run.find(folder)
+    artifact = artifact_folder(folder)
+    recipe = read_recipe(artifact)
     rejects = Rejects()
     if file is not None:
         rows = select(read_table(Path(file), rejects), recipe.data, recipe.task.columns)
@@ -49,23 +53,27 @@ def evaluate(run: Run | str | Path, split: str = "test", file: str | Path | None
         if split not in splits:
             raise DataError(f"no split {split!r}; there are: {', '.join(splits)}")
         rows = splits[split]
-        known = run.data().get("splits", {}).get(split, {}).get("fingerprint")
-        if known not in (None, fingerprint(rows)):
-            raise DataError(
-                f"the {split} rows are not those {run.folder} was made with, and some may have been trained on; "
-                "put the data back, or score rows of their own with --file"
-            )
-    predictor = Predictor.load(run)
+        _refuse_other_rows(folder, split, rows)
+    predictor = Predictor.load(artifact)
     found = score(predictor.task, predictor.predict(rows), references(predictor.task, rows))
     if rejects:
         found["rejects"] = [str(one) for one in rejects]
     if file is not None:
-        seen = np.isin(hashes(rows), run.trained_hashes())
+        seen = np.isin(hashes(rows), made_here.trained_hashes() if made_here else np.empty(0, np.uint64))
         if seen.any():
             places = np.flatnonzero(seen)
             examples = rows[places[:20].tolist()]["id"]
             found["seen_in_training"] = {"rows": len(places), "share": float(seen.mean()), "examples": examples}
     return found
+
+
+def _refuse_other_rows(folder: Path, split: str, rows: Dataset) -> None:
+    known = data_of(folder).get("splits", {}).get(split, {}).get("fingerprint")
+    if known not in (None, fingerprint(rows)):
+        raise DataError(
+            f"the {split} rows are not those {folder} was made with, and some may have been trained on; "
+            "put the data back, or score rows of their own with --file"
+        )
 
 
 def references(task: Task, rows: Dataset) -> Rows:
@@ -80,7 +88,9 @@ def score(task: Task, predictions: list[Prediction], rows: Rows) -> dict[str, An
     if texts and similarity.is_there():
         measured["similarity"] = similarity.similarity(all_references(rows), texts)
     metrics = intervals(measured, len(predictions), clusters(rows))
-    return {"rows": len(predictions), "metrics": metrics, **analyse(task, predictions, rows)}
+    caution = task.caution(measured)
+    told = {} if caution is None else {"caution": caution}
+    return {"rows": len(predictions), "metrics": metrics, **told, **analyse(task, predictions, rows)}
 
 
 def compared(task: Task, ours: list[Prediction], theirs: list[Prediction], rows: Rows) -> Difference:
@@ -118,30 +128,31 @@ def judged(task: Task, ours: list[Prediction], answers: dict[str, list[Predictio
     }
 
 
-def compare(runs: list[Run], split: str = "test") -> dict[str, Any]:
+def compare(runs: Sequence[Run | str | Path], split: str = "test") -> dict[str, Any]:
     """The main metric of each run on the rows of a split, and how far the first is above each of the others.
 
-    Raises DataError where the runs were not scored on the same rows, or by another task.
+    What the Hub has of a run answers the rows of its own data anew. Raises DataError where the runs were not scored on
+    the same rows, or by another task.
     """
-    task = runs[0].trained_recipe().task
-    made, rows = read_predictions(runs[0].predictions_file(split), task)
+    folders = [run.folder if isinstance(run, Run) else local(run) for run in runs]
+    task, made, rows = _answered(folders[0], split)
     place_of = {row: place for place, row in enumerate(rows["id"])}
     answers = [made]
-    for run in runs[1:]:
-        other = run.trained_recipe().task
+    for folder in folders[1:]:
+        other, theirs, their_rows = _answered(folder, split)
         if other.kind != task.kind or other.outputs() != task.outputs():
-            raise DataError(f"{run.folder} answers another question ({other.kind}) than {runs[0].folder} ({task.kind})")
-        theirs, their_rows = read_predictions(run.predictions_file(split), other)
+            raise DataError(f"{folder} answers another question ({other.kind}) than {folders[0]} ({task.kind})")
         same = sorted(zip(their_rows["id"], their_rows["text"], map(str, their_rows["target"]), strict=True))
         if same != sorted(zip(rows["id"], rows["text"], map(str, rows["target"]), strict=True)):
             raise DataError(
-                f"{run.folder} was scored on other {split} rows than {runs[0].folder}; train both with the same data "
+                f"{folder} was scored on other {split} rows than {folders[0]}; train both with the same data "
                 "and data.seed, or evaluate both on one --file"
             )
         in_order: list[Prediction] = list(made)
         for prediction, row in zip(theirs, their_rows["id"], strict=True):
             in_order[place_of[row]] = prediction
         answers.append(in_order)
+    names = [str(run.folder if isinstance(run, Run) else run) for run in runs]
     name, by_cluster = task.main_metric, clusters(rows)
     found = [intervals({name: task.score(one, rows)[name]}, len(one), by_cluster) for one in answers]
     gaps = [compared(task, answers[0], one, rows) for one in answers[1:]]
@@ -149,12 +160,25 @@ def compare(runs: list[Run], split: str = "test") -> dict[str, Any]:
         "metric": name,
         "split": split,
         "rows": len(made),
-        "runs": [{"run": str(run.folder), **one} for run, one in zip(runs, found, strict=True)],
+        "runs": [{"run": run, **one} for run, one in zip(names, found, strict=True)],
         "differences": [
-            {"against": str(run.folder), "verdict": gap.verdict, **asdict(gap)}
-            for run, gap in zip(runs[1:], gaps, strict=True)
+            {"against": name, "verdict": gap.verdict, **asdict(gap)} for name, gap in zip(names[1:], gaps, strict=True)
         ],
     }
+
+
+def _answered(folder: Path, split: str) -> tuple[Task, list[Prediction], Rows]:
+    """The task of a run, and its predictions for a split: those it has kept, else made now."""
+    artifact = artifact_folder(folder)
+    task = read_recipe(artifact).task
+    run = Run.find(folder)
+    if run is not None:
+        return task, *read_predictions(run.predictions_file(split), task)
+    _, splits = resolved(read_recipe(artifact))
+    if split not in splits:
+        raise DataError(f"no split {split!r}; there are: {', '.join(splits)}")
+    _refuse_other_rows(folder, split, splits[split])
+    return task, Predictor.load(artifact).predict(splits[split]), references(task, splits[split])
 
 
 def write_predictions(path: Path, rows: Rows, predictions: list[Prediction]) -> None:

@@ -64,6 +64,21 @@ FAMILIES = {
         ("ffn.lin2",),
     ),
     "electra": _BERT,
+    "led": Family(
+        (
+            "self_attn.longformer_self_attn.query",
+            "self_attn.longformer_self_attn.value",
+            *_BART.query_value,
+        ),
+        (
+            "self_attn.longformer_self_attn.key",
+            "self_attn.longformer_self_attn.value",
+            *_BART.key_value,
+        ),
+        ("self_attn.output", *_BART.attention_out),
+        ("fc2",),
+    ),
+    "marian": _BART,
     "mbart": _BART,
     "modernbert": Family(("attn.Wqkv",), ("attn.Wqkv",), ("attn.Wo",), ("mlp.Wo",)),
     "mpnet": Family(
@@ -76,6 +91,13 @@ FAMILIES = {
     "pegasus": _BART,
     "roberta": _BERT,
     "t5": _T5,
+    "t5gemma": Family(
+        ("self_attn.q_proj", "self_attn.v_proj", "cross_attn.q_proj", "cross_attn.v_proj"),
+        ("self_attn.k_proj", "self_attn.v_proj", "cross_attn.k_proj", "cross_attn.v_proj"),
+        ("self_attn.o_proj", "cross_attn.o_proj"),
+        ("mlp.down_proj",),
+    ),
+    "umt5": _T5,
     "xlm-roberta": _BERT,
 }
 """By `config.model_type`."""

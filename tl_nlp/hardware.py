@@ -56,6 +56,13 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_name(device: torch.device) -> str:
+    """What it is called: the GPU's name, or how many cores of a CPU are used."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{torch.get_num_threads()} CPU cores"
+
+
 def peak_rss_mb() -> float:
     """The most memory this process has held so far, in MB (10^6 bytes)."""
     unit = 1 if sys.platform == "darwin" else 1024

@@ -15,6 +15,7 @@ from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
 from tl_nlp.errors import DataError, RunError
 from tl_nlp.hardware import best_device, inferring
 from tl_nlp.heads import head_of
+from tl_nlp.hub import local
 from tl_nlp.model import placed
 from tl_nlp.recipe import Recipe, Task
 from tl_nlp.rows import columns_of, select
@@ -39,8 +40,11 @@ class Predictor:
 
     @classmethod
     def load(cls, run: str | Path | Run) -> Predictor:
-        """The predictor of a run directory, or of an artifact (its model/) alone. Raises RunError, CheckpointError."""
-        folder = run.artifact if isinstance(run, Run) else artifact_folder(run)
+        """The predictor of a run directory, of an artifact (its model/) alone, or of owner/name on the Hub.
+
+        Raises RunError, CheckpointError, HubError.
+        """
+        folder = run.artifact if isinstance(run, Run) else artifact_folder(local(run))
         recipe = read_recipe(folder)
         model, tokenizer = load_trained(folder)
         return cls(placed(model, best_device()), tokenizer, recipe.task, recipe.training.precision, recipe)

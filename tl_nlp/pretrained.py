@@ -113,21 +113,26 @@ def checked(folder: Path, with_weights: bool = True) -> Path:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer in `folder`. Raises CheckpointError."""
+    """The tokenizer in `folder`. Raises CheckpointError."""
     from transformers import AutoTokenizer
 
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES) and not _reads_bytes(folder):
         raise CheckpointError(f"{folder} holds no tokenizer: none of {', '.join(_TOKENIZER_FILES)}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from None
-    if not tokenizer.is_fast:
-        raise CheckpointError(f"{folder} has no fast tokenizer (tokenizer.json), which windows of long texts need")
-    return tokenizer
 
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+
+
+def _reads_bytes(folder: Path) -> bool:
+    """Whether its tokenizer is ByT5's, which has no vocabulary."""
+    try:
+        return "ByT5" in json.loads((folder / "tokenizer_config.json").read_text("utf-8"))["tokenizer_class"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def load_config(folder: Path) -> Any:

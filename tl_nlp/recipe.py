@@ -119,6 +119,10 @@ class Task(Component):
     def score(self, predictions: list[Prediction], rows: Rows) -> Metrics:
         """The metrics of predictions against the rows' targets."""
 
+    def caution(self, metrics: Metrics) -> str | None:
+        """What to know of such scores that the recipe could mend."""
+        return None
+
 
 class Data(Component):
     """Where rows come from. The fields below say which columns hold what, for every kind."""
@@ -148,6 +152,11 @@ class Data(Component):
         if self.fold is not None and (self.folds is None or self.fold >= self.folds):
             raise RecipeError(f"there is no fold {self.fold} of data.folds={self.folds}; they count from 0", "fold")
         return self
+
+    @property
+    def origin(self) -> tuple[str, str]:
+        """Where its licence may be stated (`package`, `hub`; `files` for files of one's own), and under which name."""
+        return "files", self.kind
 
     @abstractmethod
     def load(self, rejects: Rejects | None = None) -> DatasetDict:
@@ -278,6 +287,27 @@ class Training(Value):
     seed: int = 0  # data order, head and adapter init, dropout, augmentation
 
 
+class Licence(Value):
+    """What is known of licences that no card or package states; each is a name of `licences.LICENCES`."""
+
+    base: str | None = None  # of the checkpoint
+    data: str | None = None  # of the rows; own: they are the publisher's
+    model: str | None = None  # of what is published; default: what the base and the data ask for
+    source: str | None = None  # where that is stated: an address, or who says so
+
+    @model_validator(mode="after")
+    def _known(self) -> Licence:
+        from tl_nlp.licences import LICENCES
+
+        for part in ("base", "data", "model"):
+            name = getattr(self, part)
+            if name is not None and name not in LICENCES:
+                raise RecipeError(f"no licence {name!r} is known here; there are: {', '.join(LICENCES)}", part)
+        if (self.base or self.data) and not self.source:
+            raise RecipeError("says where a licence is stated, which must be known to rely on it", "source")
+        return self
+
+
 class Recipe(Value):
     """Five choices and a name."""
 
@@ -289,6 +319,7 @@ class Recipe(Value):
         "full", validate_default=True
     )
     training: Training = Training()
+    licence: Licence = Licence()
     note: str | None = None  # what a reader of its scores must know; shown on the page
 
     @model_validator(mode="after")

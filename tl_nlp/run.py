@@ -276,6 +276,18 @@ def artifact_folder(path: str | Path) -> Path:
     return Run.open(path).artifact
 
 
+def data_of(folder: Path) -> dict[str, Any]:
+    """What is known of the data of a run, or of an artifact that was published with its scores; {} where nothing is."""
+    run = Run.find(folder)
+    return run.data() if run else results_of(folder).get("data", {})
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    """The scores of a finished run, or those that an artifact was published with; {} where there are none."""
+    path = folder / "results.json"
+    return _read(path) if path.is_file() else {}
+
+
 def read_recipe(folder: Path) -> Recipe:
     """The recipe in a run directory or an artifact. Raises RunError where it is damaged."""
     try:

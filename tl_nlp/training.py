@@ -28,7 +28,7 @@ from tl_nlp.errors import RecipeError, RunError
 from tl_nlp.evaluation import judged, read_predictions, references, score, write_predictions
 from tl_nlp.features import Frozen
 from tl_nlp.findings import Finding
-from tl_nlp.hardware import best_device, peak_rss_mb
+from tl_nlp.hardware import best_device, device_name, peak_rss_mb
 from tl_nlp.loop import Progress, fit
 from tl_nlp.model import check as check_model
 from tl_nlp.model import load_base, load_model, placed
@@ -106,7 +106,10 @@ def prepare(recipe: Recipe) -> Prepared:
     encoded = {split: _encode(rows[split], task, tokenizer, split) for split in rows}
     objective = Objective.of(recipe.training, task.outputs(), encoded["train"])
     lengths = window_lengths(encoded["train"])
-    resolved_recipe = recipe.model_copy(update={"task": task})
+    checkpoint = recipe.checkpoint
+    if folder.parent.name == "snapshots":  # the commit that the Hub had, so that later runs begin with the same
+        checkpoint = checkpoint.model_copy(update={"revision": folder.name})
+    resolved_recipe = recipe.model_copy(update={"task": task, "checkpoint": checkpoint})
     return Prepared(resolved_recipe, folder, tokenizer, rows, rejects, encoded, lengths, objective)
 
 
@@ -239,6 +242,7 @@ def _note_start(run: Run, prepared: Prepared, accelerator: Accelerator) -> None:
             "versions": versions(),
             "git_revision": git_revision(),
             "device": str(accelerator.device),
+            "device_name": device_name(accelerator.device),
             "n_processes": accelerator.num_processes,
             "command": shlex.join(sys.argv),
             "seeds": {"training": recipe.training.seed, "data": recipe.data.seed},

@@ -46,18 +46,12 @@ def warm_config(config: Any, folder: Path) -> Any:
 def warm_model(folder: str, config: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
     """The model of a `warm_config` with the weights in `folder`, and what `from_pretrained` tells of its loading.
 
-    What looks at the encoder starts as what looks at the decoder's own tokens does; what leads to a token is drawn.
+    What looks at the encoder and what leads to a token is drawn.
     """
-    import torch
     from transformers import AutoModel, AutoModelForCausalLM, EncoderDecoderModel
 
     encoder, info = AutoModel.from_pretrained(folder, config=config.encoder, **options)
     decoder, _ = AutoModelForCausalLM.from_pretrained(folder, config=config.decoder, **options)
-    with torch.no_grad():
-        for block in decoder.modules():
-            if hasattr(block, "crossattention"):
-                for name, weight in block.crossattention.named_parameters():
-                    weight.copy_(block.attention.get_parameter(name))
     # the pooler is of the class and does nothing here
     info["missing_keys"] = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
     return EncoderDecoderModel(config=config, encoder=encoder, decoder=decoder), info

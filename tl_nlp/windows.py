@@ -7,6 +7,8 @@ import itertools
 import re
 from typing import Any
 
+from tl_nlp.errors import CheckpointError
+
 Rows = dict[str, list[Any]]
 
 
@@ -17,9 +19,11 @@ TEXT, STATED, ASKED = 1, 2, 3
 def text_windows(texts: list[str], pairs: list[str] | None, tokenizer: Any, max_length: int, max_windows: int) -> Rows:
     """Each text cut into windows of at most `max_length` tokens, its pair in front of every one.
 
+    Raises CheckpointError for a tokenizer that does not tell where its tokens stand, as the other windows here do.
     Returns `input_ids` (and `token_type_ids` where the tokenizer makes them): for each row a list of windows, each a
     list of ids; and `cut`: for each row how many tokens are in no window. A pair takes at most half a window.
     """
+    _must_be_fast(tokenizer)
     if pairs is None:
         return _by_row(tokenizer(texts, truncation=True, max_length=max_length, **_OVERFLOWING), max_windows)
     pairs, lost = shorten(pairs, tokenizer, max_length // 2)
@@ -35,6 +39,7 @@ def apart_windows(texts: list[str], pairs: list[str], tokenizer: Any, max_length
     for a word before a colon that opens a sentence of the pair ("Reference: ..."). A sentence with a question mark at
     its end is asked; where nothing else is there, the question is what the text is compared with.
     """
+    _must_be_fast(tokenizer)
     options = {"truncation": True, "max_length": max_length, "return_offsets_mapping": True, **_OVERFLOWING}
     rows, firsts = (_by_row(tokenizer(side, **options), max_windows) for side in (texts, pairs))
     of_pair = {pair: _sides(pair) for pair in set(pairs)}
@@ -52,6 +57,14 @@ _OVERFLOWING = {"return_overflowing_tokens": True, "return_attention_mask": Fals
 _OFFSETS = "offset_mapping"
 _SENTENCE = re.compile(r"\S.*?(?:[.?!](?=\s)|[\u3002\uff1f\uff01]|$)", re.DOTALL)
 _LABEL = re.compile(r"\w+:(?=\s)")
+
+
+def _must_be_fast(tokenizer: Any) -> None:
+    if not tokenizer.is_fast:
+        raise CheckpointError(
+            f"{type(tokenizer).__name__} does not tell where its tokens stand, which windows of a text need; "
+            "a checkpoint with a tokenizer.json does, and task=summarization can do without"
+        )
 
 
 def _by_row(encoded: Any, max_windows: int) -> Rows:
@@ -95,6 +108,7 @@ def sentence_windows(
     shaped as `input_ids`: the index of each token's sentence in its row, -1 for the tokens of no sentence. A sentence
     longer than a window loses its end, which `cut` counts.
     """
+    _must_be_fast(tokenizer)
     pairs, cut = shorten(pairs, tokenizer, max_length // 4)
     rows: Rows = {"input_ids": [], "token_type_ids": [], "sentence_ids": [], "cut": cut}
     for row, theirs in enumerate(sentences):
@@ -174,9 +188,16 @@ def fitting(ranks: list[float], n_tokens: list[int], room: int) -> list[int]:
 def shorten(texts: list[str], tokenizer: Any, max_length: int) -> tuple[list[str], list[int]]:
     """The texts with no more than `max_length` tokens each, and how many tokens each has lost."""
     distinct = list(dict.fromkeys(texts))  # a question is the pair of many rows
-    encoded = tokenizer(distinct, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False)
+    options = {"return_offsets_mapping": tokenizer.is_fast, "return_attention_mask": False}
+    encoded = tokenizer(distinct, add_special_tokens=False, **options)
     short, lost = {}, {}
-    for text, ids, offsets in zip(distinct, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+    for place, text in enumerate(distinct):
+        ids = encoded["input_ids"][place]
         lost[text] = max(0, len(ids) - max_length)
-        short[text] = text[: offsets[max_length - 1][1]] if lost[text] else text
+        if not lost[text]:
+            short[text] = text
+        elif tokenizer.is_fast:
+            short[text] = text[: encoded[_OFFSETS][place][max_length - 1][1]]
+        else:
+            short[text] = tokenizer.decode(ids[:max_length], skip_special_tokens=True)
     return [short[text] for text in texts], [lost[text] for text in texts]

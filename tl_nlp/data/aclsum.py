@@ -15,6 +15,10 @@ class Aclsum(Data):
 
     aspects: tuple[Literal["challenge", "approach", "outcome"], ...] = ("challenge", "approach", "outcome")
 
+    @property
+    def origin(self) -> tuple[str, str]:
+        return "package", "aclsum"
+
     def load(self, rejects: Any = None) -> Any:
         import json
 

@@ -26,6 +26,11 @@ class Files(Data):
             raise RecipeError("name one file to be split here, or data.train", "path")
         return self
 
+    @property
+    def origin(self) -> tuple[str, str]:
+        named = (self.path, self.train, self.validation, self.test, *self.tests.values())
+        return "files", ", ".join(path.name for path in named if path is not None)
+
     def locate(self, path: Path) -> Path:
         """Where a path of the recipe leads."""
         return path

@@ -18,6 +18,10 @@ class Hub(Data):
     test: str | None = None
     tests: dict[TestSplit, str] = {}
 
+    @property
+    def origin(self) -> tuple[str, str]:
+        return "hub", self.name
+
     def load(self, rejects: Any = None) -> Any:
         import datasets
 

@@ -12,6 +12,10 @@ class Package(Files):
 
     module: str
 
+    @property
+    def origin(self) -> tuple[str, str]:
+        return "package", self.module
+
     def locate(self, path: Path) -> Path:
         folder = package_folder(self.module, DataError)
         if not (folder / path).resolve().is_relative_to(folder.resolve()):

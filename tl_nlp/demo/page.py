@@ -27,14 +27,14 @@ _N_EXAMPLES = 3
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def serve(folders: list[Path]) -> None:
+def serve(folders: list[Path], is_public: bool = False) -> None:
     """Serves the page of runs, or of artifacts alone, until interrupted.
 
-    GRADIO_SERVER_NAME and GRADIO_SERVER_PORT are honoured; a page beyond this machine needs TL_NLP_PASSWORD.
-    Raises RecipeError where it is missing.
+    GRADIO_SERVER_NAME and GRADIO_SERVER_PORT are honoured; a page beyond this machine needs TL_NLP_PASSWORD, unless
+    it `is_public`. Raises RecipeError where it is missing.
     """
     name, password = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), os.environ.get("TL_NLP_PASSWORD")
-    if name not in _LOOPBACK and not password:
+    if name not in _LOOPBACK and not password and not is_public:
         raise RecipeError(
             f"GRADIO_SERVER_NAME={name} opens the page to the network; set TL_NLP_PASSWORD, with which "
             "user tl-nlp logs in, or leave the name out to serve this machine alone"

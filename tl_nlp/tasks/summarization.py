@@ -162,6 +162,18 @@ class Summarization(Task):
             found["unfinished"] = mean([prediction.unfinished for prediction in written])
         return found
 
+    def caution(self, metrics: Metrics) -> str | None:
+        share = float(metrics.get("unfinished", 0.0))
+        if share <= _MANY_UNFINISHED:
+            return None
+        return (
+            f"{share:.0%} of what was written would have gone on at task.max_new_tokens={self.max_new_tokens}; "
+            "a higher one lets it end"
+        )
+
+
+_MANY_UNFINISHED = 0.03  # share of the rows
+
 
 def _by_row(values: list[Any], counts: list[int]) -> list[list[Any]]:
     """Values of parts as lists, one for each row of so many parts."""
