@@ -18,8 +18,8 @@ _NO_NOTES = f"{BEGIN}\nNone yet.\n{END}"
 
 _GRAMS_PER_KWH = 436
 """CO2 of a kWh, the world's mean of 2022 (Ember, Global Electricity Review 2023)."""
-_WATTS_PER_CORE, _WATTS_PER_GPU = 10, 400
-"""What is assumed of the hardware: servers draw about so much for a busy core, and large GPUs up to their limit."""
+_WATTS_PER_THREAD, _WATTS_PER_GPU = 10, 400
+"""What is assumed of the hardware: servers draw about so much for a busy thread, and large GPUs up to their limit."""
 
 _N_METRICS = 6  # columns of the table of scores
 _N_SLICES = 3  # that are told, the worst first
@@ -82,6 +82,7 @@ def card(made: Made, code: str, earlier: str | None = None) -> str:
         metadata=f"---\n{_metadata(made, code)}\n---",
         recipe=recipe,
         base=f"[{made.base}](https://huggingface.co/{made.base})" if made.base else None,
+        base_name=made.base,
         what=_WHAT[recipe.task.head],
         verdict=results.get("verdict") or "not compared with baselines",
         code=code,
@@ -102,7 +103,7 @@ def card(made: Made, code: str, earlier: str | None = None) -> str:
         year=date.today().year,
         url=f"https://huggingface.co/{made.repo_id}",
     )
-    return re.sub(r"\n{3,}", "\n\n", text)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def _metadata(made: Made, code: str) -> str:
@@ -129,9 +130,10 @@ def _metadata(made: Made, code: str) -> str:
         }
     if where == "hub" and data.count("/") == 1:
         values["datasets"] = [data]
-    if grams := _grams(made.results, made.environment):
+    kwh = _kwh(made.results, made.environment)
+    if kwh is not None:
         values["co2_eq_emissions"] = {
-            "emissions": round(grams, 3),
+            "emissions": round(kwh * _GRAMS_PER_KWH, 3),
             "source": "estimated from the time, with assumed watts and the world's mean grid",
             "training_type": "fine-tuning",
             "hardware_used": made.environment["device_name"],
@@ -221,31 +223,29 @@ def _trained(made: Made) -> str:
 
 
 def _seconds(results: dict[str, Any]) -> float:
-    return float(results.get("train", {}).get("seconds", 0.0))
+    return float(results["train"]["seconds"])
 
 
-def _kwh(results: dict[str, Any], environment: dict[str, Any]) -> float:
+def _kwh(results: dict[str, Any], environment: dict[str, Any]) -> float | None:
+    """What the training is estimated to have used; None where its time or its hardware is not known."""
     device = environment.get("device_name")
-    if not device:
-        return 0.0
-    cores = re.fullmatch(r"(\d+) CPU cores", device)
-    watts = int(cores[1]) * _WATTS_PER_CORE if cores else _WATTS_PER_GPU * environment.get("n_processes", 1)
+    if not device or "train" not in results:
+        return None
+    threads = re.fullmatch(r"CPU, threads: (\d+)", device)
+    watts = int(threads[1]) * _WATTS_PER_THREAD if threads else _WATTS_PER_GPU * environment.get("n_processes", 1)
     return _seconds(results) / 3600 * watts / 1000
-
-
-def _grams(results: dict[str, Any], environment: dict[str, Any]) -> float:
-    return _kwh(results, environment) * _GRAMS_PER_KWH
 
 
 def _cost(results: dict[str, Any], environment: dict[str, Any]) -> str:
     kwh = _kwh(results, environment)
-    if not kwh:
+    if kwh is None:
         return "What the training cost is not known."
+    minutes = _seconds(results) / 60
     return (
-        f"The training took {_seconds(results) / 60:.1f} minutes on {environment['device_name']}: about {kwh:.2g} kWh "
-        f"at {_WATTS_PER_CORE} W a core or {_WATTS_PER_GPU} W a GPU, which is assumed, and "
-        f"{_grams(results, environment):.2g} g of CO2 at {_GRAMS_PER_KWH} g a kWh, the world's mean of 2022 (Ember, "
-        "Global Electricity Review 2023)."
+        f"The training took {minutes:.1f} minutes ({environment['device_name']}): about {kwh:.2g} kWh at "
+        f"{_WATTS_PER_THREAD} W a thread or {_WATTS_PER_GPU} W a GPU, which is assumed, and "
+        f"{kwh * _GRAMS_PER_KWH:.2g} g of CO2 at {_GRAMS_PER_KWH} g a kWh, the world's mean of 2022 (Ember, Global "
+        "Electricity Review 2023)."
     )
 
 

@@ -106,7 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("push", _push, "publish a run on the Hugging Face Hub: model, scores and a card; prints where it is")
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("repo_id", metavar="OWNER/NAME")
-    sub.add_argument("licence", metavar="licence.KEY=VALUE", nargs="*", help="what you know, as licence.data=own")
+    sub.add_argument(
+        "--licence",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="what you know of licences, as data=own; may be given again: source=WHERE, base=mit, model=cc-by-4.0",
+    )
     sub.add_argument("--private", action="store_true", help="a repository that only you see")
     sub.add_argument("--merge", action="store_true", help="an adapter as whole weights, which need no checkpoint")
     sub.add_argument("--revision", help="a branch of the repository; default: main")
@@ -353,8 +359,6 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 
 def _push(arguments: argparse.Namespace) -> None:
-    if other := next((one for one in arguments.licence if not one.startswith("licence.")), None):
-        raise RecipeError(f"{other}: a run is published as it was trained; only licence.KEY=VALUE can be said here")
     from tl_nlp.publication import push
 
     for line in push(
@@ -365,7 +369,7 @@ def _push(arguments: argparse.Namespace) -> None:
         revision=arguments.revision,
         space=arguments.space,
         dry_run=arguments.dry_run,
-        licence=tuple(arguments.licence),
+        licence=tuple(f"licence.{one}" for one in arguments.licence),
     ):
         print(line)
 

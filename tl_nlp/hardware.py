@@ -57,10 +57,10 @@ def best_device() -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What it is called: the GPU's name, or how many cores of a CPU are used."""
+    """What it is called: the GPU's name, or how many threads of a CPU are used."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU cores"
+    return f"CPU, threads: {torch.get_num_threads()}"
 
 
 def peak_rss_mb() -> float:

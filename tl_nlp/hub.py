@@ -250,34 +250,35 @@ class _Client:
     ) -> _T:
         """What `call` answers; where it fails for a reason that may pass, it is called again after a while, unless
         `already` knows that it has done its work."""
-        import httpx
-        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+        from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
         for n_failed in range(1, n_tries + 1):
             try:
                 return call()
-            except OfflineModeIsEnabled:
-                raise HubError(f"{what}: HF_HUB_OFFLINE=1 keeps the Hub out of reach") from None
-            except HfHubHTTPError as error:
-                status = error.response.status_code
-                told, wait = f"answered {status}", _wait(error.response, n_failed)
+            except (HTTPError, ConnectionError, RuntimeError) as raised:
+                error = raised.__cause__ if isinstance(raised, RuntimeError) else raised  # that an upload ended with
+            if isinstance(error, OfflineModeIsEnabled):
+                raise HubError(f"{what}: HF_HUB_OFFLINE=1 keeps the Hub out of reach")
+            if isinstance(error, HfHubHTTPError):
+                status, response = error.response.status_code, error.response
                 if status == 412 and already and (done := already()) is not None:
                     return done
                 if status not in _PASSING:
                     self._refuse(what, status, error)
-            except (httpx.TransportError, ConnectionError) as error:
-                told, wait = f"could not be reached ({type(error).__name__})", _wait(None, n_failed)
-            except RuntimeError as error:  # of the client for xet
+                told = f"answered {status}"
+            elif "404" in str(error) and "/xet-" in str(error):  # the client has no way back from it
                 raise HubError(
-                    f"{what}: {self.endpoint} does not store files by xet ({str(error).splitlines()[0][:120]}); "
-                    "HF_HUB_DISABLE_XET=1 sends them without"
-                ) from None
+                    f"{what}: {self.endpoint} keeps no files by xet; HF_HUB_DISABLE_XET=1 sends them without"
+                )
+            else:
+                told, response = f"could not be reached ({type(error).__name__})", None
             if n_failed < n_tries:
+                wait = _wait(response, n_failed)
                 print(f"{what}: the Hub {told}; again in {wait:.0f} s", file=sys.stderr)
                 time.sleep(wait)
         raise HubError(
             f"{what}: the Hub at {self.endpoint} {told}; nothing was lost, and the same command goes on later"
-        ) from None
+        )
 
     def _refuse(self, what: str, status: int, error: Exception) -> None:
         from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError

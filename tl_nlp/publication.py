@@ -93,8 +93,8 @@ def refuse_public(ruling: Ruling, private: bool) -> None:
     """Raises HubError where licences keep something from being public, and it shall be."""
     if ruling.obstacles and not private:
         raise HubError(
-            f"it may not be public: {'; '.join(ruling.obstacles)}. --private keeps it to you; licence.data=NAME (or "
-            "licence.base=NAME) with licence.source=WHERE says what you know of it, licence.data=own that it is yours"
+            f"it may not be public: {'; '.join(ruling.obstacles)}. --private keeps it to you; licence.data or "
+            "licence.base, with licence.source, says what you know (push: --licence data=NAME), own that it is yours"
         )
 
 
