@@ -1,6 +1,7 @@
-# Serves the page of the runs mounted at /runs:
+# Serves the page of the runs mounted at /runs, or of names of the Hugging Face Hub:
 #   docker build -t tl-nlp .
 #   docker run -p 127.0.0.1:7860:7860 -v "$PWD/runs:/runs:ro" -e TL_NLP_PASSWORD=... tl-nlp
+#   docker run -p 127.0.0.1:7860:7860 -e TL_NLP_PASSWORD=... [-e HF_TOKEN=...] tl-nlp alice/sentiment
 # For a GPU build with --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 and run with --gpus all.
 FROM python:3.11-slim
 
@@ -26,4 +27,4 @@ USER 1000
 VOLUME /runs
 EXPOSE 7860
 HEALTHCHECK --start-period=60s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/')"]
-CMD ["python", "app.py"]
+ENTRYPOINT ["python", "app.py"]

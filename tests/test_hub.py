@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import recipe_file, review_rows, tiny_recipe, tl_nlp, write_jsonl
+from conftest import CHROMIUM, opened_page, recipe_file, review_rows, tiny_recipe, tl_nlp, write_jsonl
 from loopback_hub import CUT, READS, WRITES, LoopbackHub
 from safetensors.torch import load_file, save_file
 
@@ -644,3 +644,28 @@ def test_data_is_published_only_when_asked(
     assert b"@example.org" not in files["data/train.jsonl"]
     card = card_of(hub, "alice/rows", "datasets")
     assert [one["split"] for one in card.data.to_dict()["configs"][0]["data_files"]] == ["train", "validation", "test"]
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="no chromium here; .ci/run installs it")
+def test_a_space_serves_the_model(hub: LoopbackHub, world: dict[str, str], lora: Run, tmp_path: Path) -> None:
+    """Its files alone, in a folder of their own, in a browser; that what it requires is enough is tried by hand."""
+    done = push(lora, "alice/paged", "--space", **world)
+    assert done.stdout == f"{hub.address}/alice/paged\n{hub.address}/spaces/alice/paged\n", done.stderr
+    files = hub.files("alice/paged", "spaces")
+    for name, data in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    about = card_of(hub, "alice/paged", "spaces").data.to_dict()
+    assert (about["sdk"], about["app_file"], about["models"]) == ("gradio", "app.py", ["alice/paged"])
+    assert {line.partition("==")[0] for line in files["requirements.txt"].decode().split()} >= {
+        "gradio",
+        "peft",
+        "torch",
+    }
+    assert not any(name.endswith((".jsonl", ".pyc")) for name in files)
+    with opened_page(tmp_path / "app.py", **world, GRADIO_SERVER_NAME="0.0.0.0") as page:
+        page.get_by_label("Text", exact=True).fill("the good film")
+        page.get_by_role("button", name="Predict", exact=True).click()
+        page.get_by_test_id("label-output-value").wait_for()
+        assert page.get_by_test_id("label-output-value").inner_text() in ("good", "bad")

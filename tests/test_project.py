@@ -37,7 +37,7 @@ def test_the_readmes_tree_is_the_disks() -> None:
 
 def test_the_public_names() -> None:
     assert package.__all__ == [
-        "Checkpoint", "Predictor", "Recipe", "Run", "Training", "evaluate", "load_recipe", "train",
+        "Checkpoint", "Licence", "Predictor", "Recipe", "Run", "Training", "evaluate", "load_recipe", "train",
     ]  # fmt: skip
     assert all(getattr(package, name) for name in package.__all__)
     with pytest.raises(AttributeError):
@@ -72,7 +72,7 @@ def test_the_dockerfile() -> None:
     assert by_name["FROM"] == ["python:3.11-slim"]
     assert by_name["ARG"][0].startswith("TORCH_INDEX=") and by_name["ARG"][0].endswith("/cpu")
     assert by_name["USER"] == ["1000"]
-    assert by_name["CMD"] == ['["python", "app.py"]']
+    assert by_name["ENTRYPOINT"] == ['["python", "app.py"]']
     text = "\n".join(lines[3:])
     assert not re.search(r"(?i)(password|token|secret|api_key)\s*=", text)
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from tl_nlp.recipe import Checkpoint, Recipe, Training, load_recipe
+from tl_nlp.recipe import Checkpoint, Licence, Recipe, Training, load_recipe
 from tl_nlp.run import Run
 
 if TYPE_CHECKING:
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from tl_nlp.prediction import Predictor
     from tl_nlp.studies import train
 
-__all__ = ["Checkpoint", "Predictor", "Recipe", "Run", "Training", "evaluate", "load_recipe", "train"]
+__all__ = ["Checkpoint", "Licence", "Predictor", "Recipe", "Run", "Training", "evaluate", "load_recipe", "train"]
 
 _HEAVY = {"train": "tl_nlp.studies", "evaluate": "tl_nlp.evaluation", "Predictor": "tl_nlp.prediction"}
 

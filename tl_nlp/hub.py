@@ -213,6 +213,7 @@ class _Client:
         theirs = {one.path: one.lfs.sha256 if one.lfs else one.blob_id for one in listed if hasattr(one, "blob_id")}
         ours = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         changed = [name for name, path in ours.items() if theirs.get(name) not in _hashes(path)]
+        theirs.pop(".gitattributes", None)
         gone = [name for name in theirs if name not in ours and any(fnmatch.fnmatch(name, one) for one in owned)]
         return changed, gone
 

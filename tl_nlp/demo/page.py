@@ -17,7 +17,7 @@ from tl_nlp import charts
 from tl_nlp.attribution import sentence_effects
 from tl_nlp.errors import RecipeError, TLError
 from tl_nlp.prediction import Predictor
-from tl_nlp.run import Run
+from tl_nlp.run import Run, results_of
 from tl_nlp.tables import read_table, write_rows
 from tl_nlp.types import Label, Labels, Prediction, Scores, Text, pieces
 
@@ -59,15 +59,15 @@ def build(folders: list[Path]) -> gr.Blocks:
     with gr.Blocks(title="tl_nlp", analytics_enabled=False) as page:
         for folder, predictor, name in zip(folders, predictors, names, strict=True):
             with gr.Tab(name if names.count(name) == 1 else f"{name} {folder.name}"):
-                _tab(Run.find(folder), predictor)
+                _tab(folder, predictor)
     return page
 
 
-def _tab(run: Run | None, predictor: Predictor) -> None:
-    recipe = predictor.recipe
+def _tab(folder: Path, predictor: Predictor) -> None:
+    run, recipe = Run.find(folder), predictor.recipe
     assert recipe is not None, "a predictor loaded from a run knows its recipe"
     what = f"**{recipe.task.kind}**, {recipe.method.kind} on `{recipe.checkpoint.name}`."
-    gr.Markdown(" ".join([what, _scores(run), recipe.note or ""]))
+    gr.Markdown(" ".join([what, _scores(results_of(folder)), recipe.note or ""]))
     examples = _examples(run)
     has_pair = bool(examples) and "pair" in examples[0]
     with gr.Row():
@@ -159,10 +159,9 @@ def _as_message() -> Iterator[None]:
         raise gr.Error(str(error)) from None
 
 
-def _scores(run: Run | None) -> str:
-    if run is None or not run.is_finished:
+def _scores(results: dict[str, Any]) -> str:
+    if not results:
         return ""
-    results = run.results()
     name = results["main_metric"]
     parts = [
         f"{name} {scores['metrics'][name]['value']:.3g} on {scores['rows']:,} rows ({split})"
