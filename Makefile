@@ -3,13 +3,16 @@
 PYTHON ?= python3
 INSTALLED = .venv/.installed
 
-.PHONY: sentiment test check format clean
+.PHONY: sentiment test test-all check format clean
 
 sentiment: $(INSTALLED)  ## fine-tune the packaged MiniLM on movie reviews; prints scores and the run directory
 	.venv/bin/tl-nlp train sentiment
 
-test: check  ## everything CI runs
+test: check  ## style, types, layers, and all tests but the long ones
 	.venv/bin/pytest
+
+test-all: test  ## everything CI runs
+	.venv/bin/pytest -m slow
 
 check: $(INSTALLED)  ## style, types and layers
 	.venv/bin/ruff check .

@@ -233,7 +233,9 @@ def test_what_is_new_in_a_writer_begun_here_is_its_head(tiny_bert: Path, leads: 
     moved = {name for name in kept if not torch.allclose(kept[name], before[name], atol=1e-6)}
     assert {"crossattention" in name or name.startswith("decoder.cls.") for name in moved} == {True}
     held = recipe.override("method.head_epochs=0", "training.lr=1e-2", "method.embeddings=false")
-    moved = {name for name, weight in artifact(train(held)).items() if not torch.allclose(weight, kept[name], atol=1e-4)}
+    moved = {
+        name for name, weight in artifact(train(held)).items() if not torch.allclose(weight, kept[name], atol=1e-4)
+    }
     assert any(name.startswith("decoder.bert.embeddings.") for name in moved)
     assert not any(name.startswith("encoder.embeddings.") for name in moved)
 

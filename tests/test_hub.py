@@ -337,6 +337,7 @@ STEPS = {
 CELLS = [(step, status, times) for step in STEPS for status in (500, 429, CUT) for times in (2, 999)]
 
 
+@pytest.mark.slow
 def test_faults_are_survived_where_they_pass_and_told_where_they_stay(
     world: dict[str, str], lora: Run, tmp_path: Path
 ) -> None:

@@ -12,7 +12,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -93,15 +92,6 @@ def is_id(name: str) -> bool:
     return "@" not in name and _ID.fullmatch(name) is not None and not Path(name).exists()
 
 
-@dataclass(frozen=True)
-class Sent:
-    """Where a repository is, the commit it is at, and which of its files this call changed."""
-
-    url: str
-    commit: str
-    changed: list[str]
-
-
 def send(
     folder: Path,
     repo_id: str,
@@ -111,8 +101,9 @@ def send(
     private: bool = False,
     revision: str | None = None,
     message: str = "",
-) -> Sent:
-    """Makes a repository hold the files of `folder`, in one commit; others that it held and `owned` matches go.
+) -> str:
+    """Makes a repository hold the files of `folder`, in one commit; others that it held and `owned` matches go. Returns
+    where it is.
 
     Files that it has already are not sent. Called again after a cut it goes on. Raises HubError, also where somebody
     else changed the repository meanwhile, and RecipeError for a name that cannot be one.
@@ -129,8 +120,8 @@ def send(
         additions = [CommitOperationAdd(name, str(folder / name)) for name in changed]
         client.upload(additions, revision)
         operations = [*additions, *(CommitOperationDelete(name) for name in gone)]
-        head = client.commit(operations, revision, head, message, lambda now: client.difference(folder, owned, now))
-    return Sent(client.url if revision is None else f"{client.url}/tree/{revision}", head, changed)
+        client.commit(operations, revision, head, message, lambda now: client.difference(folder, owned, now))
+    return client.url if revision is None else f"{client.url}/tree/{revision}"
 
 
 def readme(repo_id: str, kind: Kind = "model", revision: str | None = None) -> str | None:
@@ -157,6 +148,10 @@ def licence_of(repo_id: str, kind: Kind, revision: str | None = None) -> str | N
     card = about.card_data or {}
     named = card.get("license_name") if card.get("license") == "other" else card.get("license")
     return " AND ".join(named) if isinstance(named, list) else named
+
+
+class _ChangedError(HubError):
+    """The repository is not at the commit any more that this was to follow."""
 
 
 class _Client:
@@ -231,39 +226,36 @@ class _Client:
         parent: str,
         message: str,
         left: Callable[[str], tuple[list[str], list[str]]],
-    ) -> str:
-        """The new commit, or the one that an answer which was lost had made: where nothing is `left` to change."""
-
-        def once() -> str:
-            made = self.api.create_commit(
-                self.repo_id, operations, commit_message=message, parent_commit=parent, **self.at(revision)
+    ) -> None:
+        """Commits. An answer that was lost may have done it: then the commit is another, with nothing `left` to change."""
+        try:
+            self.tried(
+                "commit",
+                lambda: self.api.create_commit(
+                    self.repo_id, operations, commit_message=message, parent_commit=parent, **self.at(revision)
+                ),
             )
-            return str(made.oid)
+        except _ChangedError:
+            now = str(self.tried("read", lambda: self.api.repo_info(self.repo_id, **self.at(revision))).sha)
+            if left(now) != ([], []):
+                raise
 
-        def already() -> str | None:
-            now = str(self.api.repo_info(self.repo_id, **self.at(revision)).sha)
-            return now if now != parent and left(now) == ([], []) else None
-
-        return self.tried("commit", once, already=already)
-
-    def tried(
-        self, what: str, call: Callable[[], _T], n_tries: int = _N_TRIES, already: Callable[[], _T | None] | None = None
-    ) -> _T:
-        """What `call` answers; where it fails for a reason that may pass, it is called again after a while, unless
-        `already` knows that it has done its work."""
+    def tried(self, what: str, call: Callable[[], _T], n_tries: int = _N_TRIES) -> _T:
+        """What `call` answers; where it fails for a reason that may pass, it is called again after a while."""
         from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
         for n_failed in range(1, n_tries + 1):
             try:
                 return call()
             except (HTTPError, ConnectionError, RuntimeError) as raised:
-                error = raised.__cause__ if isinstance(raised, RuntimeError) else raised  # that an upload ended with
+                # what an upload ends with has the reason behind it
+                error = raised.__cause__ if isinstance(raised, RuntimeError) and raised.__cause__ else raised
+            if isinstance(error, RuntimeError):
+                raise error
             if isinstance(error, OfflineModeIsEnabled):
                 raise HubError(f"{what}: HF_HUB_OFFLINE=1 keeps the Hub out of reach")
             if isinstance(error, HfHubHTTPError):
                 status, response = error.response.status_code, error.response
-                if status == 412 and already and (done := already()) is not None:
-                    return done
                 if status not in _PASSING:
                     self._refuse(what, status, error)
                 told = f"answered {status}"
@@ -290,11 +282,12 @@ class _Client:
             ) from None
         if isinstance(error, RepositoryNotFoundError | RevisionNotFoundError | EntryNotFoundError):
             raise error
+        if status == 412:
+            raise _ChangedError(f"{self.url} was changed by somebody else meanwhile; look at it, and push again")
         told = {
             400: f"the Hub does not take it: {_first_line(error)}",
             403: f"the token may not write to {self.repo_id}; one that may has the role write",
             409: f"{self.url} is there already and is not of this kind",
-            412: f"{self.url} was changed by somebody else meanwhile; look at it, and push again",
         }
         raise HubError(f"{what}: {told.get(status, f'the Hub answered {status}')}") from None
 

@@ -61,7 +61,7 @@ def push(
         sent = [hub.send(model, repo_id, private=private, revision=revision, message=message)]
         if space:
             sent.append(hub.send(page, repo_id, "space", owned=["*"], private=private, message=message))
-        return [one.url for one in sent]
+        return sent
 
 
 def push_data(recipe: Recipe, repo_id: str, *, private: bool = False, dry_run: bool = False) -> list[str]:
@@ -86,7 +86,7 @@ def push_data(recipe: Recipe, repo_id: str, *, private: bool = False, dry_run: b
                 f"{path.name}  {path.stat().st_size:,} bytes" for path in sorted(folder.rglob("*")) if path.is_file()
             ]
         message = f"the rows of {recipe.name}, cleaned with tl_nlp"
-        return [hub.send(folder, repo_id, "dataset", owned=["data/*"], private=private, message=message).url]
+        return [hub.send(folder, repo_id, "dataset", owned=["data/*"], private=private, message=message)]
 
 
 def refuse_public(ruling: Ruling, private: bool) -> None:
