@@ -227,7 +227,7 @@ class _Client:
         message: str,
         left: Callable[[str], tuple[list[str], list[str]]],
     ) -> None:
-        """Commits. An answer that was lost may have done it: then the commit is another, with nothing `left` to change."""
+        """Commits. An answer that was lost may have done it: then the commit is another, and nothing is `left`."""
         try:
             self.tried(
                 "commit",
