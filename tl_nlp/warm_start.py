@@ -1,8 +1,8 @@
 """A model that writes, begun from a checkpoint that only reads: Rothe et al. 2020, https://arxiv.org/abs/1907.12461.
 
 Encoder and decoder both start from the checkpoint's blocks and embeddings. What it has no weights for is what looks
-from the decoder at the encoder, and what leads to a token; so the decoder is what counts as the model's head. The
-class is transformers' own, so artifacts open without us.
+from the decoder at the encoder, and what leads to a token: that is what counts as the model's head. The class is
+transformers' own, so artifacts open without us.
 """
 
 from __future__ import annotations
