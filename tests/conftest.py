@@ -258,7 +258,7 @@ def tl_nlp(*words: str, cwd: Path | None = None, **environment: str) -> subproce
 
 
 @contextmanager
-def opened_page(script: Path, *, python: str = sys.executable, **environment: str) -> Iterator[Any]:
+def opened_page(script: Path, *words: str, python: str = sys.executable, **environment: str) -> Iterator[Any]:
     """A script that serves a page, run in its own folder, and the page in a real browser."""
     from playwright.sync_api import sync_playwright
 
@@ -266,7 +266,7 @@ def opened_page(script: Path, *, python: str = sys.executable, **environment: st
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [python, script.name],
+        [python, script.name, *words],
         cwd=script.parent,
         env={**os.environ, **environment, "GRADIO_SERVER_PORT": str(port)},
         stdout=subprocess.DEVNULL,

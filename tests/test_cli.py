@@ -113,7 +113,7 @@ CASES = {
     "no texts": (["predict", "RUN"], 2, "no texts"),
     "unknown split": (["evaluate", "RUN", "--split", "dev"], 2, "no split 'dev'; there are: train"),
     "no output folder": (["predict", "RUN", "x", "--output", "nosuch/out.csv"], 2, "there is no folder 'nosuch'"),
-    "evaluate an artifact": (["evaluate", "ARTIFACT"], 2, "is an artifact and no run"),
+    "report an artifact": (["report", "ARTIFACT"], 2, "is an artifact and no run"),
     "no output format": (["predict", "RUN", "x", "--output", "out.xls"], 2, "written as .jsonl or .csv"),
     "no finished run": (["demo"], 2, "no finished run under"),
     "open to the network": (["demo", "RUN"], 2, "GRADIO_SERVER_NAME=0.0.0.0 opens the page to the network"),

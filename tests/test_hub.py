@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CHROMIUM, opened_page, recipe_file, review_rows, tiny_recipe, tl_nlp, write_jsonl
+from conftest import CHROMIUM, ROOT, opened_page, recipe_file, review_rows, tiny_recipe, tl_nlp, write_jsonl
 from loopback_hub import CUT, READS, WRITES, LoopbackHub
 from safetensors.torch import load_file, save_file
 
@@ -86,7 +86,9 @@ def runs(
             name = "team/t5" if task == "summarization" else "team/bert"
             recipe = tiny_recipe(Path(name), data, KINDS[task], method=method, name=f"{task}-{method}", licence=OWN)
             recipes[f"{task} {method}"] = recipe
-    recipes["classification lora int8"] = recipes["classification lora"].override("checkpoint.load_in=int8")
+    for load_in in ("int8", "nf4"):
+        recipe = recipes["classification lora"].override(f"checkpoint.load_in={load_in}")
+        recipes[f"classification lora {load_in}"] = recipe
     made = python(TRAIN, str(folder), *(recipe.model_dump_json() for recipe in recipes.values()), **world)
     return dict(zip(recipes, (Run(Path(line)) for line in made[-len(recipes) :]), strict=True))
 
@@ -189,14 +191,14 @@ for word in sys.argv[1:]:
 
 
 def test_what_comes_back_answers_as_what_went(hub: LoopbackHub, world: dict[str, str], runs: dict[str, Run]) -> None:
-    """Logits of whole, adapter and merged artifacts, in float32, and of adapters of int8 weights: no difference."""
+    """Logits of whole, adapter and merged artifacts in float32, and of adapters of int8 and nf4: no difference."""
     went = {name: (run, "") for name, run in runs.items()}
     went |= {f"{name} merged": (run, "merge") for name, run in runs.items() if "lora" in name}
     ids = {name: f"alice/{name.replace(' ', '-')}" for name in went}
     urls = python(PUSH, *(f"{run.folder}|{ids[name]}|{merge}" for name, (run, merge) in went.items()), **world)
     assert urls == [f"{hub.address}/{ids[name]}" for name in went]
-    here = python(BACK, *(f"{run.folder}|{merge}" for run, merge in went.values()), **world)
-    there = python(BACK, *(f"{name}|" for name in ids.values()), **world)
+    here = python(BACK, *(f"{run.folder}|{merge}" for run, merge in went.values()), cwd=ROOT, **world)
+    there = python(BACK, *(f"{name}|" for name in ids.values()), cwd=ROOT, **world)
     answers = {}
     for name, one, other in zip(went, here, there, strict=True):
         assert one == other, name
@@ -268,7 +270,7 @@ def test_verbs_take_names_of_the_hub(hub: LoopbackHub, world: dict[str, str], lo
     assert "is an artifact and no run" in report.stderr
     missing = tl_nlp("predict", "alice/none", "x", **world)
     assert (missing.returncode, missing.stdout) == (2, "")
-    assert "'alice/none': neither a run here nor a repository on the Hub" in missing.stderr
+    assert "no run 'alice/none': neither here nor on the Hub" in missing.stderr
     offline = {**world, "HF_ENDPOINT": "http://127.0.0.1:9"}
     asked = tl_nlp("predict", "alice/verbs", "the good film", **offline)
     assert asked.returncode == 0, asked.stderr
@@ -374,53 +376,57 @@ def test_faults_are_survived_where_they_pass_and_told_where_they_stay(
             assert len(server.repositories["models", "alice/faults"].commits) == 2, cell
 
 
-def test_a_push_that_was_killed_goes_on(hub: LoopbackHub, world: dict[str, str], runs: dict[str, Run]) -> None:
-    """FAULTS 22: kill -9 in the middle of an upload."""
-    run = runs["grading full"]
-    hub.slow_uploads = 3.0
-    before = len(hub.asked)
+@pytest.mark.slow
+def test_a_hub_that_is_not_there_is_told(world: dict[str, str], lora: Run) -> None:
+    done = push(lora, "alice/nowhere", **{**world, "HF_ENDPOINT": "http://127.0.0.1:9"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "could not be reached" in done.stderr.splitlines()[-1]
+    assert "the same command goes on later" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def begun(hub: LoopbackHub, run: Run, repo_id: str, **environment: str) -> subprocess.Popen[str]:
+    """A push that has got as far as sending its weights."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tl_nlp", "push", str(run.folder), "alice/killed"],
-        env={**os.environ, **world},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        while not any(one[0] == "PUT" for one in hub.asked[before:]):
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.kill()
-        process.wait()
-    finally:
-        hub.slow_uploads = 0.0
-    assert set(hub.files("alice/killed")) == {".gitattributes"}
-    assert push(run, "alice/killed", **world).returncode == 0
-    assert len(hub.repositories["models", "alice/killed"].commits) == 2
-    assert "model.safetensors" in hub.files("alice/killed")
-
-
-def test_of_two_pushes_at_once_one_is_told(
-    hub: LoopbackHub, world: dict[str, str], runs: dict[str, Run], lora: Run
-) -> None:
-    """FAULTS 23."""
-    hub.slow_uploads = 6.0
-    before = len(hub.asked)
-    slow = subprocess.Popen(
-        [sys.executable, "-m", "tl_nlp", "push", str(runs["grading adapter"].folder), "alice/race"],
-        env={**os.environ, **world},
+        [sys.executable, "-m", "tl_nlp", "push", str(run.folder), repo_id, "--private"],
+        env={**os.environ, **environment, "HF_ENDPOINT": hub.address},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not any(one[0] == "PUT" for one in hub.asked[before:]):
-        assert slow.poll() is None
+    while not any(method == "PUT" for method, _ in hub.asked):
+        assert process.poll() is None
         time.sleep(0.05)
-    hub.slow_uploads = 0.0
-    assert push(lora, "alice/race", **world).returncode == 0
-    out, err = slow.communicate(timeout=60)
-    assert (slow.returncode, out) == (1, "")
-    assert "was changed by somebody else meanwhile" in err
-    assert "adapter_model.safetensors" in hub.files("alice/race")
+    return process
+
+
+def test_a_push_that_was_killed_goes_on(world: dict[str, str], runs: dict[str, Run]) -> None:
+    """FAULTS 22: kill -9 in the middle of an upload."""
+    with LoopbackHub().serving() as hub:
+        hub.slow_uploads = 3.0
+        process = begun(hub, runs["grading full"], "alice/killed", **world)
+        process.kill()
+        process.communicate()
+        hub.slow_uploads = 0.0
+        assert set(hub.files("alice/killed")) == {".gitattributes"}
+        done = push(runs["grading full"], "alice/killed", "--private", **{**world, "HF_ENDPOINT": hub.address})
+        assert done.returncode == 0, done.stderr
+        assert len(hub.repositories["models", "alice/killed"].commits) == 2
+        assert "model.safetensors" in hub.files("alice/killed")
+
+
+def test_of_two_pushes_at_once_one_is_told(world: dict[str, str], runs: dict[str, Run], lora: Run) -> None:
+    """FAULTS 23."""
+    with LoopbackHub().serving() as hub:
+        hub.slow_uploads = 6.0
+        slow = begun(hub, runs["grading adapter"], "alice/race", **world)
+        hub.slow_uploads = 0.0
+        quick = push(lora, "alice/race", "--private", **{**world, "HF_ENDPOINT": hub.address})
+        assert quick.returncode == 0, quick.stderr
+        out, err = slow.communicate(timeout=60)
+        assert (slow.returncode, out) == (1, "")
+        assert "was changed by somebody else meanwhile" in err
+        assert "adapter_model.safetensors" in hub.files("alice/race")
 
 
 def test_a_lost_answer_makes_no_second_commit(world: dict[str, str], lora: Run) -> None:
@@ -670,3 +676,15 @@ def test_a_space_serves_the_model(hub: LoopbackHub, world: dict[str, str], lora:
         page.get_by_role("button", name="Predict", exact=True).click()
         page.get_by_test_id("label-output-value").wait_for()
         assert page.get_by_test_id("label-output-value").inner_text() in ("good", "bad")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="no chromium here; .ci/run installs it")
+def test_the_page_shows_several_of_the_hub(world: dict[str, str], runs: dict[str, Run]) -> None:
+    names = []
+    for name in ("grading lora", "summarization full"):
+        names.append(f"alice/shown-{name.replace(' ', '-')}")
+        assert push(runs[name], names[-1], **world).returncode == 0
+    with opened_page(ROOT / "app.py", *names, **world) as page:
+        page.get_by_role("tab").first.wait_for()
+        assert [tab.inner_text() for tab in page.get_by_role("tab").all()] == ["grading-lora", "summarization-full"]

@@ -62,13 +62,14 @@ def pull(repo_id: str, revision: str | None = None) -> Path:
         raise RecipeError(f"{repo_id!r} is no name of a repository, which is owner/name") from None
     except RepositoryNotFoundError:
         raise NoRunError(
-            f"{repo_id!r}: neither a run here nor a repository on the Hub, or a private one that the token may not read"
+            f"no run {repo_id!r}: neither here nor on the Hub, or there a private one that the token may not read"
         ) from None
     except RevisionNotFoundError:
         raise HubError(f"{repo_id!r}: the Hub has no revision {revision!r} of it") from None
     except (LocalEntryNotFoundError, OSError, ValueError) as error:
         cause = type(error.__cause__ or error).__name__
-        raise HubError(f"{repo_id!r} is neither cached here nor to be had from the Hub ({cause})") from None
+        kind = NoRunError if cause == "OfflineModeIsEnabled" else HubError
+        raise kind(f"no run {repo_id!r} here, nor in the cache, and the Hub is out of reach ({cause})") from None
     return _trusted(folder, repo_id)
 
 
