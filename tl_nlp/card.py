@@ -204,6 +204,8 @@ def _usage(made: Made, code: str) -> str:
     if "CHECKPOINT" in code:
         name = made.recipe.checkpoint.name
         notes.append(f"CHECKPOINT is the folder of the checkpoint {name.removeprefix('package:')}.")
+    if "ForTokenClassification" in code:
+        notes.append("An answer is the mean of the logits of its tokens.")
     if temperature := getattr(made.recipe.task, "temperature", None) if made.recipe.task.head == "classify" else None:
         notes.append(f"Probabilities are the softmax of the logits divided by {temperature}.")
     if made.recipe.task.head == "multilabel":
