@@ -300,6 +300,12 @@ def test_published_runs_are_scored_and_compared(
     ours = lora.results()["splits"]["test"]["metrics"][name]
     assert json.loads(scores)["metrics"][name] == ours
     assert json.loads(compared)["runs"][0] == {"run": "alice/scored", name: ours}
+    copied = tl_nlp("push", "alice/scored", "alice/copied", **world)
+    assert copied.returncode == 0, copied.stderr
+    assert hub.files("alice/copied")["results.json"] == hub.files("alice/scored")["results.json"]
+    code = hub.files("alice/copied")["README.md"].decode().split("```python")[1].split("```")[0]
+    assert code.count('"alice/copied"') == 2
+    assert "alice/scored" not in code
     write_jsonl(tmp_path / data.name, [{**row, "target": "good"} for row in review_rows(40, 3)])
     other = tl_nlp("evaluate", "alice/scored", cwd=tmp_path, **world)
     assert other.returncode == 2

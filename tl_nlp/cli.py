@@ -106,13 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("push", _push, "publish a run on the Hugging Face Hub: model, scores and a card; prints where it is")
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("repo_id", metavar="OWNER/NAME")
-    sub.add_argument(
-        "--licence",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="what you know of licences, as data=own; may be given again: source=WHERE, base=mit, model=cc-by-4.0",
-    )
+    said = "what you know of licences, as data=own; may be given again: source=WHERE, base=mit, model=cc-by-4.0"
+    sub.add_argument("--licence", metavar="KEY=VALUE", action="append", default=[], help=said)
     sub.add_argument("--private", action="store_true", help="a repository that only you see")
     sub.add_argument("--merge", action="store_true", help="an adapter as whole weights, which need no checkpoint")
     sub.add_argument("--revision", help="a branch of the repository; default: main")

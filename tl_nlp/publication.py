@@ -194,9 +194,9 @@ def _results(run: Run | None, artifact: Path) -> dict[str, Any]:
 
 
 def _loading(readme: str, repo_id: str, base: str | None) -> str:
-    """The lines that load the artifact, which its own README has for its folder, for the repository."""
+    """The lines that load the artifact from the repository; its README has them, where it is now in double quotes."""
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    named = code.replace('"."', f'"{repo_id}"').strip()
+    named = re.sub('"[^"]*"', f'"{repo_id}"', code).strip()
     return named.replace("CHECKPOINT", base) if base else named
 
 
