@@ -312,6 +312,17 @@ def test_published_runs_are_scored_and_compared(
     assert "are not those" in other.stderr
 
 
+def pushing(hub: LoopbackHub, run: Run, repo_id: str, **environment: str) -> subprocess.Popen[str]:
+    """A push to a server of its own that goes on beside the test."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tl_nlp", "push", str(run.folder), repo_id, "--private"],
+        env={**os.environ, **environment, "HF_ENDPOINT": hub.address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 # ---- what goes wrong
 
 
@@ -351,21 +362,14 @@ def test_faults_are_survived_where_they_pass_and_told_where_they_stay(
 ) -> None:
     """FAULTS 22: each step failing twice, and for ever; a server for each, all at once. Then the same command again."""
 
-    def started(server: LoopbackHub, cell: tuple[str, int, int]) -> subprocess.Popen[str]:
-        environment = {**world, "HF_ENDPOINT": server.address, "HF_HOME": str(tmp_path / server.address[-5:])}
-        return subprocess.Popen(
-            [sys.executable, "-m", "tl_nlp", "push", str(lora.folder), "alice/faults", "--private"],
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def started(server: LoopbackHub) -> subprocess.Popen[str]:
+        return pushing(server, lora, "alice/faults", **{**world, "HF_HOME": str(tmp_path / server.address[-5:])})
 
     with ExitStack() as stack:
         servers = [stack.enter_context(LoopbackHub().serving()) for _ in CELLS]
         for server, (step, status, times) in zip(servers, CELLS, strict=True):
             server.fail(STEPS[step], status, times)
-        pushes = [started(server, cell) for server, cell in zip(servers, CELLS, strict=True)]
+        pushes = [started(server) for server in servers]
         for server, cell, process in zip(servers, CELLS, pushes, strict=True):
             out, err = process.communicate(timeout=200)
             if cell[2] == 2:
@@ -375,7 +379,7 @@ def test_faults_are_survived_where_they_pass_and_told_where_they_stay(
                 assert "nothing was lost, and the same command goes on later" in err, (cell, err)
                 assert "Traceback" not in err, (cell, err)
                 server.faults.clear()
-        again = [started(server, cell) for server, cell in zip(servers, CELLS, strict=True)]
+        again = [started(server) for server in servers]
         for server, cell, process in zip(servers, CELLS, again, strict=True):
             out, err = process.communicate(timeout=200)
             assert (process.returncode, out) == (0, f"{server.address}/alice/faults\n"), (cell, err)
@@ -393,13 +397,7 @@ def test_a_hub_that_is_not_there_is_told(world: dict[str, str], lora: Run) -> No
 
 def begun(hub: LoopbackHub, run: Run, repo_id: str, **environment: str) -> subprocess.Popen[str]:
     """A push that has got as far as sending its weights."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tl_nlp", "push", str(run.folder), repo_id, "--private"],
-        env={**os.environ, **environment, "HF_ENDPOINT": hub.address},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = pushing(hub, run, repo_id, **environment)
     while not any(method == "PUT" for method, _ in hub.asked):
         assert process.poll() is None
         time.sleep(0.05)
@@ -655,7 +653,11 @@ def test_data_is_published_only_when_asked(
     files = hub.files("alice/rows", "datasets")
     assert set(files) == {".gitattributes", "README.md", "data/train.jsonl", "data/validation.jsonl", "data/test.jsonl"}
     assert b"@example.org" not in files["data/train.jsonl"]
+    with_notes = files["README.md"].replace(b"None yet.", b"Collected by **Ada**.")
+    hub.repositories["datasets", "alice/rows"].commit({**files, "README.md": with_notes})
+    assert tl_nlp("push-data", path, "alice/rows", *words, **world).returncode == 0
     card = card_of(hub, "alice/rows", "datasets")
+    assert "Collected by **Ada**." in card.content
     assert [one["split"] for one in card.data.to_dict()["configs"][0]["data_files"]] == ["train", "validation", "test"]
 
 

@@ -9,12 +9,12 @@ from datetime import date
 from importlib import resources
 from typing import Any
 
+from tl_nlp.grades import MOST_UNEVEN
 from tl_nlp.licences import DUTIES, LICENCES, Ruling, Stated
 from tl_nlp.recipe import Recipe
 
 BEGIN, END = "<!-- notes: what stands between these marks is kept -->", "<!-- end of notes -->"
 _NOTES = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-_NO_NOTES = f"{BEGIN}\nNone yet.\n{END}"
 
 _GRAMS_PER_KWH = 436
 """CO2 of a kWh, the world's mean of 2022 (Ember, Global Electricity Review 2023)."""
@@ -23,7 +23,6 @@ _WATTS_PER_THREAD, _WATTS_PER_GPU = 10, 400
 
 _N_METRICS = 6  # columns of the table of scores
 _N_SLICES = 3  # that are told, the worst first
-_MOST_UNEVEN = 0.15  # standard deviations that a group's mean may be off (Williamson et al. 2012)
 _METRICS = {  # of the Hub, by ours
     "macro_f1": "f1", "micro_f1": "f1", "rouge1": "rouge", "rouge2": "rouge", "rougeL": "rouge", "rougeLsum": "rouge",
     "bleu": "bleu", "chrf": "chrf", "pearson": "pearsonr", "spearman": "spearmanr", "qwk": "cohen_kappa",
@@ -72,10 +71,8 @@ def card(made: Made, code: str, earlier: str | None = None) -> str:
     jinja = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     jinja.filters["interval"], jinja.filters["number"] = _interval, lambda value: f"{value:.3g}"
     jinja.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    splits = results.get("splits", {})
-    first: dict[str, Any] = next(iter(splits.values()), {})
+    first = _first(results)
     findings = [one for one in results.get("data", {}).get("findings", []) if one["severity"] != "note"]
-    notes = _NOTES.search(earlier or "")
     training = recipe.training.model_dump(mode="json", exclude_defaults=True)
     choices = {"method": recipe.method.model_dump(mode="json"), "training": training}
     text = jinja.from_string(template).render(
@@ -88,17 +85,17 @@ def card(made: Made, code: str, earlier: str | None = None) -> str:
         code=code,
         usage=_usage(made, code),
         results={"negative_transfer": None, "baselines": {}, **results} if results else {},
-        shown=_shown(results, first),
+        shown=_shown(results),
         parts=[str(part) for part in made.parts],
         findings=findings,
         intended=_INTENDED[recipe.task.head].format(labels=", ".join(recipe.task.outputs()[:20])),
         slices=first.get("slices", [])[:_N_SLICES],
-        uneven=[one for one in first.get("groups", []) if abs(one["value"]) > _MOST_UNEVEN],
+        uneven=[one for one in first.get("groups", []) if abs(one["value"]) > MOST_UNEVEN],
         trained=_trained(made),
         choices=json.dumps(choices, indent=2, ensure_ascii=False),
         cost=_cost(results, environment),
         licence=_duties(made.parts, made.ruling),
-        notes=notes[0] if notes else _NO_NOTES,
+        notes=_notes(earlier),
         owner=made.repo_id.partition("/")[0],
         year=date.today().year,
         url=f"https://huggingface.co/{made.repo_id}",
@@ -109,11 +106,11 @@ def card(made: Made, code: str, earlier: str | None = None) -> str:
 def _metadata(made: Made, code: str) -> str:
     from huggingface_hub import ModelCardData
 
-    recipe, ruling = made.recipe, made.ruling
+    recipe = made.recipe
     where, data = recipe.data.origin
     library = next((name for name in ("tl_nlp", "peft") if f"from {name}" in code), "transformers")
     values: dict[str, Any] = {
-        "license": ruling.licence,
+        **_licensed(made.ruling),
         "library_name": library,
         "pipeline_tag": _pipeline(recipe),
         "tags": ["tl_nlp", recipe.task.kind, recipe.method.kind],
@@ -121,8 +118,6 @@ def _metadata(made: Made, code: str) -> str:
         "widget": [{"text": _EXAMPLES.get(recipe.task.head, "It came in time, and I would buy it again.")}],
         "eval_results": _measured(made) or None,
     }
-    if ruling.licence == "other":
-        values |= {"license_name": re.sub(r"[^a-z0-9.]+", "-", ruling.name.lower()), "license_link": "README.md"}
     if made.base:
         values |= {
             "base_model": made.base,
@@ -139,8 +134,21 @@ def _metadata(made: Made, code: str) -> str:
             "hardware_used": made.environment["device_name"],
         }
     if made.results:
-        values["metrics"] = sorted({_METRICS.get(name, name) for name in _shown(made.results, _first(made.results))})
+        values["metrics"] = sorted({_METRICS.get(name, name) for name in _shown(made.results)})
     return str(ModelCardData(**values).to_yaml(line_break="\n")).strip()
+
+
+def _licensed(ruling: Ruling) -> dict[str, str]:
+    if ruling.licence != "other":
+        return {"license": ruling.licence}
+    name = re.sub(r"[^a-z0-9.]+", "-", ruling.name.lower())
+    return {"license": "other", "license_name": name, "license_link": "README.md"}
+
+
+def _notes(earlier: str | None) -> str:
+    """What people wrote between the marks of an earlier card, with the marks."""
+    found = _NOTES.search(earlier or "")
+    return found[0] if found else f"{BEGIN}\nNone yet.\n{END}"
 
 
 def _pipeline(recipe: Recipe) -> str:
@@ -148,12 +156,12 @@ def _pipeline(recipe: Recipe) -> str:
 
 
 def _first(results: dict[str, Any]) -> dict[str, Any]:
-    return next(iter(results["splits"].values()), {})
+    return next(iter(results.get("splits", {}).values()), {})
 
 
-def _shown(results: dict[str, Any], scores: dict[str, Any]) -> list[str]:
+def _shown(results: dict[str, Any]) -> list[str]:
     """The metrics that the card has: the main one, and the first of the others."""
-    names = list(scores.get("metrics", {}))
+    names = list(_first(results).get("metrics", {}))
     return sorted(names, key=lambda name: name != results["main_metric"])[:_N_METRICS]
 
 
@@ -167,7 +175,7 @@ def _measured(made: Made) -> list[Any]:
     for split, scores in results.get("splits", {}).items():
         compared = scores.get("baselines") or results.get("baselines", {})
         for model, metrics in {"": scores["metrics"], **compared}.items():
-            for name in _shown(results, _first(results)):
+            for name in _shown(results):
                 if name not in metrics:
                     continue
                 value = metrics[name]
@@ -193,17 +201,12 @@ def _interval(value: dict[str, float]) -> str:
 
 
 def _usage(made: Made, code: str) -> str:
-    kept = (
-        "`tl-nlp predict "
-        + made.repo_id
-        + ' "a text"` answers too, and `tl-nlp demo '
-        + made.repo_id
-        + "` opens a page."
-    )
+    name = made.repo_id
+    kept = f'`tl-nlp predict {name} "a text"` answers too, and `tl-nlp demo {name}` opens a page.'
     notes = []
     if "CHECKPOINT" in code:
-        name = made.recipe.checkpoint.name
-        notes.append(f"CHECKPOINT is the folder of the checkpoint {name.removeprefix('package:')}.")
+        base = made.recipe.checkpoint.name.removeprefix("package:")
+        notes.append(f"CHECKPOINT is the folder of the checkpoint {base}.")
     if "ForTokenClassification" in code:
         notes.append("An answer is the mean of the logits of its tokens.")
     if temperature := getattr(made.recipe.task, "temperature", None) if made.recipe.task.head == "classify" else None:
@@ -268,14 +271,14 @@ def data_card(
     given: dict[str, tuple[int, str]],
     parts: list[Stated],
     ruling: Ruling,
+    earlier: str | None = None,
 ) -> str:
-    """The card of a cleaned data set: rows of each split now, and rows and fingerprint of what it was made from."""
+    """The card of a cleaned data set: rows of each split now, and rows and fingerprint of what it was made from. Notes
+    of people in an `earlier` one are kept."""
     from huggingface_hub import DatasetCardData
 
     files = [{"split": split, "path": f"data/{split}.jsonl"} for split in sizes]
-    values: dict[str, Any] = {"license": ruling.licence, "pretty_name": recipe.name, "tags": ["tl_nlp"]}
-    if ruling.licence == "other":
-        values |= {"license_name": re.sub(r"[^a-z0-9.]+", "-", ruling.name.lower()), "license_link": "README.md"}
+    values: dict[str, Any] = {**_licensed(ruling), "pretty_name": recipe.name, "tags": ["tl_nlp"]}
     about = DatasetCardData(**values, configs=[{"config_name": "default", "data_files": files}])
     lines = [
         f"| {split} | {sizes[split]:,} | {n_rows:,} | `{fingerprint}` |"
@@ -288,5 +291,5 @@ def data_card(
         "rows that could not be read, without duplicates and rows that a later split has too, labels spelt one way, "
         f"personal data masked as far as it was found.\n\n{rows}\n\n```python\nfrom datasets import load_dataset\n\n"
         f'rows = load_dataset("{repo_id}")\n```\n\n## Licence\n\n{stated}\n\n{_duties(parts, ruling)}\n\n'
-        f"## Notes\n\n{_NO_NOTES}\n"
+        f"## Notes\n\n{_notes(earlier)}\n"
     )

@@ -26,7 +26,7 @@ from tl_nlp.types import COLUMNS, KEEP_TOGETHER, Label, Labels, Prediction, Scor
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from tl_nlp.recipe import Rows, Task
+    from tl_nlp.recipe import Recipe, Rows, Task
 
 
 def evaluate(run: Run | str | Path, split: str = "test", file: str | Path | None = None) -> dict[str, Any]:
@@ -49,11 +49,7 @@ def evaluate(run: Run | str | Path, split: str = "test", file: str | Path | None
                 f"{file} has no column 'target' or {recipe.data.target!r} to score against; tl-nlp predict needs none"
             )
     else:
-        _, splits = resolved(recipe)
-        if split not in splits:
-            raise DataError(f"no split {split!r}; there are: {', '.join(splits)}")
-        rows = splits[split]
-        _refuse_other_rows(folder, split, rows)
+        rows = _own_rows(folder, recipe, split)
     predictor = Predictor.load(artifact)
     found = score(predictor.task, predictor.predict(rows), references(predictor.task, rows))
     if rejects:
@@ -67,13 +63,18 @@ def evaluate(run: Run | str | Path, split: str = "test", file: str | Path | None
     return found
 
 
-def _refuse_other_rows(folder: Path, split: str, rows: Dataset) -> None:
+def _own_rows(folder: Path, recipe: Recipe, split: str) -> Dataset:
+    """The rows of a split of the data that a run or an artifact was made with. Raises DataError for others."""
+    _, splits = resolved(recipe)
+    if split not in splits:
+        raise DataError(f"no split {split!r}; there are: {', '.join(splits)}")
     known = data_of(folder).get("splits", {}).get(split, {}).get("fingerprint")
-    if known not in (None, fingerprint(rows)):
+    if known not in (None, fingerprint(splits[split])):
         raise DataError(
             f"the {split} rows are not those {folder} was made with, and some may have been trained on; "
             "put the data back, or score rows of their own with --file"
         )
+    return splits[split]
 
 
 def references(task: Task, rows: Dataset) -> Rows:
@@ -170,15 +171,11 @@ def compare(runs: Sequence[Run | str | Path], split: str = "test") -> dict[str, 
 def _answered(folder: Path, split: str) -> tuple[Task, list[Prediction], Rows]:
     """The task of a run, and its predictions for a split: those it has kept, else made now."""
     artifact = artifact_folder(folder)
-    task = read_recipe(artifact).task
-    run = Run.find(folder)
+    recipe, run = read_recipe(artifact), Run.find(folder)
     if run is not None:
-        return task, *read_predictions(run.predictions_file(split), task)
-    _, splits = resolved(read_recipe(artifact))
-    if split not in splits:
-        raise DataError(f"no split {split!r}; there are: {', '.join(splits)}")
-    _refuse_other_rows(folder, split, splits[split])
-    return task, Predictor.load(artifact).predict(splits[split]), references(task, splits[split])
+        return recipe.task, *read_predictions(run.predictions_file(split), recipe.task)
+    rows = _own_rows(folder, recipe, split)
+    return recipe.task, Predictor.load(artifact).predict(rows), references(recipe.task, rows)
 
 
 def write_predictions(path: Path, rows: Rows, predictions: list[Prediction]) -> None:

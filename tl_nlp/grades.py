@@ -12,6 +12,8 @@ from tl_nlp.metrics import mean_qwk
 
 Knots = tuple[tuple[float, float], ...]
 """Rising places on the scale, as shares of it, and a value at each; between them it is on the straight line."""
+MOST_UNEVEN = 0.15
+"""Standard deviations that a group's mean may be off (Williamson et al. 2012)."""
 
 
 def fit_cuts(truth: np.ndarray, scores: np.ndarray, n_levels: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from tl_nlp.errors import TLError
-from tl_nlp.hub import is_id, licence_of
+from tl_nlp.hub import Kind, is_id, licence_of
 from tl_nlp.licences import Stated, identified
 from tl_nlp.packages import package_folder
 from tl_nlp.recipe import Checkpoint, Recipe
@@ -57,11 +57,10 @@ def _of_base(recipe: Recipe) -> list[Stated]:
         return [Stated("base", module, *_of_package(module))]
     folder = Path(name)
     if not folder.is_dir():
-        licence = licence_of(name, "model", checkpoint.revision)
-        return [Stated("base", name, identified(licence), f"its card on the Hub says {licence or 'none'}")]
+        return [Stated("base", name, *_of_hub(name, "model", checkpoint.revision))]
     run = Run.find(folder)
     if run is not None:  # what the run was made from, this model is made from too
-        return [Stated(one.part, one.work, one.licence, one.source) for one in licences(run.recipe())]
+        return licences(run.recipe())
     return [Stated("base", folder.name, *_of_card(folder / "README.md"))]
 
 
@@ -70,8 +69,7 @@ def _of_data(recipe: Recipe) -> list[Stated]:
     if where == "package":
         return [Stated("data", name, *_of_package(name))]
     if where == "hub" and not Path(name).is_dir():
-        licence = licence_of(name, "dataset", getattr(recipe.data, "revision", None))
-        return [Stated("data", name, identified(licence), f"its card on the Hub says {licence or 'none'}")]
+        return [Stated("data", name, *_of_hub(name, "dataset", getattr(recipe.data, "revision", None)))]
     if where == "hub":
         return [Stated("data", Path(name).name, *_of_card(Path(name) / "README.md"))]
     return [Stated("data", name, "unknown", "files say nothing of it")]
@@ -87,6 +85,11 @@ def _of_package(module: str) -> tuple[str, str]:
                 if (field != "Classifier" or value.startswith("License ::")) and identified(value) != "unknown":
                     return identified(value), f"the package {distribution} says {value}"
     return "unknown", f"the package of {module} says none"
+
+
+def _of_hub(name: str, kind: Kind, revision: str | None) -> tuple[str, str]:
+    licence = licence_of(name, kind, revision)
+    return identified(licence), f"its card on the Hub says {licence or 'none'}"
 
 
 def _of_card(path: Path) -> tuple[str, str]:

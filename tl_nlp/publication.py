@@ -55,8 +55,7 @@ def push(
 
             write_space(page, published)
         if dry_run:
-            files = sorted(one for one in Path(made).rglob("*") if one.is_file())
-            return [f"{one.relative_to(made).as_posix()}  {one.stat().st_size:,} bytes" for one in files]
+            return _listed(Path(made))
         message = f"{published.recipe.name}, made with tl_nlp"
         sent = [hub.send(model, repo_id, private=private, revision=revision, message=message)]
         if space:
@@ -75,18 +74,22 @@ def push_data(recipe: Recipe, repo_id: str, *, private: bool = False, dry_run: b
     parts = [one for one in licences(recipe) if one.part == "data"]
     ruling = rule(parts)
     refuse_public(ruling, private)
+    earlier = None if dry_run else hub.readme(repo_id, "dataset")
     with tempfile.TemporaryDirectory(prefix="tl_nlp-push-") as made:
         folder = Path(made)
         task, rows = resolved(recipe)
         sizes = write_cleaned(rows, task, folder / "data")
         given = {split: (len(theirs), fingerprint(theirs)) for split, theirs in rows.items()}
-        (folder / "README.md").write_text(data_card(recipe, repo_id, sizes, given, parts, ruling), "utf-8")
+        (folder / "README.md").write_text(data_card(recipe, repo_id, sizes, given, parts, ruling, earlier), "utf-8")
         if dry_run:
-            return [
-                f"{path.name}  {path.stat().st_size:,} bytes" for path in sorted(folder.rglob("*")) if path.is_file()
-            ]
+            return _listed(folder)
         message = f"the rows of {recipe.name}, cleaned with tl_nlp"
         return [hub.send(folder, repo_id, "dataset", owned=["data/*"], private=private, message=message)]
+
+
+def _listed(folder: Path) -> list[str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [f"{path.relative_to(folder).as_posix()}  {path.stat().st_size:,} bytes" for path in files]
 
 
 def refuse_public(ruling: Ruling, private: bool) -> None:

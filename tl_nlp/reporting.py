@@ -9,10 +9,10 @@ from typing import Any
 
 from tl_nlp import charts
 from tl_nlp.evaluation import read_predictions
+from tl_nlp.grades import MOST_UNEVEN
 from tl_nlp.run import Run
 
 _N_CHARACTERS = 300  # of a text that was mistaken
-_MOST_UNEVEN = 0.15  # standard deviations that a group's mean may be off (Williamson et al. 2012)
 _MOST_LABELS = 40  # that a confusion matrix is drawn for
 _N_CONFUSED = 15  # pairs of labels that are told where they are more
 
@@ -80,7 +80,7 @@ def _content(run: Run) -> dict[str, Any]:
             one: n_rows for one, n_rows in results["baseline_rows"].items() if n_rows < data["splits"]["train"]["rows"]
         },
         "confused": _confused(test),
-        "uneven": [one["name"] for one in groups if abs(one["value"]) > _MOST_UNEVEN],
+        "uneven": [one["name"] for one in groups if abs(one["value"]) > MOST_UNEVEN],
         "drawings": {key: drawing for key, drawing in drawings.items() if drawing},
         "mistakes": _mistakes(run, test["mistakes"]),
         "temperature": getattr(run.trained_recipe().task, "temperature", None) if "calibration" in test else None,
