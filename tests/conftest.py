@@ -262,9 +262,7 @@ def opened_page(script: Path, *words: str, python: str = sys.executable, **envir
     """A script that serves a page, run in its own folder, and the page in a real browser."""
     from playwright.sync_api import sync_playwright
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [python, script.name, *words],
         cwd=script.parent,
@@ -275,7 +273,7 @@ def opened_page(script: Path, *words: str, python: str = sys.executable, **envir
     url = f"http://127.0.0.1:{port}/"
     deadline = time.time() + 120
     try:
-        while not _answers(url):
+        while not answers_at(url):
             assert process.poll() is None, f"{script} ended with {process.returncode}"
             assert time.time() < deadline, f"{script} serves nothing"
             time.sleep(0.2)
@@ -295,7 +293,14 @@ def opened_page(script: Path, *words: str, python: str = sys.executable, **envir
         process.wait(timeout=30)
 
 
-def _answers(url: str) -> bool:
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def answers_at(url: str) -> bool:
+    """Whether somebody answers there."""
     try:
         urllib.request.urlopen(url, timeout=5).close()
     except OSError:

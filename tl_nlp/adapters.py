@@ -35,6 +35,16 @@ class PeftMethod(Method):
         model.save_pretrained(str(folder), save_embedding_layers=False)
 
     def load(self, model: Any, folder: Path) -> Any:
+        return self._load(model, folder, "default")
+
+    def load_beside(self, model: Any, folder: Path, name: str) -> None:
+        """Adds the adapter in `folder`, under a name, to a model that has others of the same shape of head.
+
+        Raises CheckpointError.
+        """
+        self._load(model, folder, name)
+
+    def _load(self, model: Any, folder: Path, name: str) -> Any:
         from peft import PeftModel, get_peft_model_state_dict
         from safetensors import SafetensorError, safe_open
 
@@ -46,12 +56,16 @@ class PeftMethod(Method):
                 saved = set(tensors.keys())
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of missing keys, which are an error below
-                model = PeftModel.from_pretrained(model, str(folder))
+                if isinstance(model, PeftModel):
+                    model.load_adapter(str(folder), name, torch_device=str(model.device))
+                else:
+                    model = PeftModel.from_pretrained(model, str(folder), name)
         except KeyError as error:
             raise CheckpointError(f"the adapter {file} does not fit its checkpoint: it lacks {error}") from None
         except (SafetensorError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"the adapter {file} cannot be loaded: {str(error).splitlines()[0]}") from None
-        refuse_other_weights(file, saved, set(get_peft_model_state_dict(model, save_embedding_layers=False)))
+        there = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+        refuse_other_weights(file, saved, set(there))
         return model
 
 

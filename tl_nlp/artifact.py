@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tl_nlp.adapters import PeftMethod
 from tl_nlp.errors import CheckpointError
 from tl_nlp.families import without_peft
 from tl_nlp.heads import head_of
@@ -153,6 +154,24 @@ def _base_options(recipe: Recipe, skip: list[str]) -> list[str]:
 def load_trained(folder: Path) -> tuple[Any, Any]:
     """(model, tokenizer) of an artifact, in eval mode."""
     return _loaded(read_recipe(folder), folder)
+
+
+def shared_base(recipe: Recipe) -> str | None:
+    """Equal for recipes whose adapters can be on one model in memory: of one checkpoint, with heads of one shape. None
+    where a model is needed for the adapter alone."""
+    method, head = recipe.method, head_of(recipe.task)
+    if not isinstance(method, PeftMethod) or method.moves != "blocks" or head.is_own:
+        return None
+    shape = {"head": recipe.task.head_kind, **recipe.task.head_settings(), "n_outputs": len(recipe.task.outputs())}
+    return json.dumps([recipe.checkpoint.model_dump(mode="json"), shape])
+
+
+def load_beside(model: Any, folder: Path, name: str) -> Any:
+    """Adds an adapter's artifact to a model of its `shared_base`, under a name; returns its tokenizer."""
+    method = read_recipe(folder).method
+    assert isinstance(method, PeftMethod)
+    method.load_beside(model, folder, name)
+    return load_tokenizer(folder)
 
 
 def _loaded(recipe: Recipe, folder: Path) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ TLError
 ├── RunError         a run directory that is damaged, or a training that failed
 │   └── NoRunError   a path that is no run
 ├── HubError         the Hugging Face Hub is out of reach or said no
+├── BusyError        a server that has enough to do already
 └── HardwareError    this machine cannot do what the recipe asks
 
 A message says what is wrong with which value, what there is instead, and what mends it.
@@ -46,6 +47,10 @@ class NoRunError(RunError):
 
 
 class HubError(TLError, ConnectionError):
+    pass
+
+
+class BusyError(TLError, RuntimeError):
     pass
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from tl_nlp.artifact import load_trained
+from tl_nlp.artifact import load_beside, load_trained
 from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
 from tl_nlp.errors import DataError, RunError
 from tl_nlp.hardware import best_device, inferring
@@ -35,6 +35,7 @@ class Predictor:
 
     def __init__(self, model: Any, tokenizer: Any, task: Task, precision: str = "auto", recipe: Recipe | None = None):
         self.model, self.tokenizer, self.task, self.precision, self.recipe = model, tokenizer, task, precision, recipe
+        self.adapter: str | None = None  # of several on one model, the one that answers here
         self.head = head_of(task)
         self.pad_id = tokenizer.pad_token_id or 0
 
@@ -48,6 +49,17 @@ class Predictor:
         recipe = read_recipe(folder)
         model, tokenizer = load_trained(folder)
         return cls(placed(model, best_device()), tokenizer, recipe.task, recipe.training.precision, recipe)
+
+    def beside(self, artifact: Path) -> Predictor:
+        """The predictor of another adapter's artifact, on the model of this one: see `artifact.shared_base`."""
+        recipe = read_recipe(artifact)
+        self.adapter = self.adapter or "default"
+        name = f"adapter-{len(self.model.peft_config)}"
+        other = Predictor(
+            self.model, load_beside(self.model, artifact, name), recipe.task, recipe.training.precision, recipe
+        )
+        other.adapter = name
+        return other
 
     def __call__(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, **columns: list[Any]
@@ -93,10 +105,16 @@ class Predictor:
         encoded = Dataset.from_dict(self.task.encode(values, self.tokenizer))
         return self.task.decode(self.infer(encoded, bar), values, self.tokenizer)
 
+    def activate(self) -> None:
+        """Switches the model to this predictor's adapter, where it has several."""
+        if self.adapter is not None and self.model.active_adapter != self.adapter:
+            self.model.set_adapter(self.adapter)
+
     def infer(self, encoded: Encoded, bar: Any = None) -> list[np.ndarray]:
         """What the head infers for each encoded row, in their order; each pass keeps within a token budget."""
         lengths = window_lengths(encoded)
         outputs: list[np.ndarray] = [np.empty(0)] * len(lengths)
+        self.activate()
         with inferring(self.model, self.precision) as device:
             for rows in budgeted(lengths):
                 columns = encoded[rows]

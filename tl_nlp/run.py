@@ -71,6 +71,15 @@ class Run:
         """The run inside this run that learned from random weights."""
         return Run(self.folder / "scratch")
 
+    def inside(self) -> list[Run]:
+        """The runs inside this run, in the order they were begun."""
+        found = [
+            path
+            for part in ("seeds/*", "folds/*", "sizes/*", "scratch")
+            for path in self.folder.glob(f"{part}/{RECIPE}")
+        ]
+        return [Run(path.parent) for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
+
     def adopt(self, part: Run) -> None:
         """Takes over everything of a run inside this one but its recipe, checkpoints and results."""
         for path in part.folder.iterdir():
@@ -154,11 +163,22 @@ class Run:
             file.write(json.dumps(line) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """The lines of metrics.jsonl; one that is being written is left out."""
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             return []
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+        return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1] if line.strip()]
+
+    def curves(self) -> tuple[list[tuple[int, float]], list[dict[str, float]]]:
+        """Step and loss of the reports on training rows; epoch and metrics of those on validation rows."""
+        losses: dict[int, float] = {}  # by step: a training that began again without a checkpoint tells some twice
+        scores: dict[int, dict[str, float]] = {}
+        for line in self.history():
+            if line["split"] == "train":
+                losses[line["step"]] = line["values"]["loss"]
+            elif line["split"] == "validation":
+                scores[line["step"]] = {"epoch": line["epoch"], **line["values"]}
+        return sorted(losses.items()), [scores[step] for step in sorted(scores)]
 
     def forget_after(self, step: int) -> None:
         """Drops the lines of metrics.jsonl beyond `step`, which a resumed training writes again."""

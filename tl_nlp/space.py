@@ -11,7 +11,7 @@ from tl_nlp.card import Made
 
 _APP = '''"""The page of {repo_id}."""
 
-from tl_nlp.demo.page import serve
+from tl_nlp.demo.server import serve
 from tl_nlp.hub import local
 
 if __name__ == "__main__":

@@ -361,19 +361,25 @@ READERS = {
 }
 
 
+_WRITTEN = (".jsonl", ".csv", ".parquet")
+
+
 def check_output(path: Path) -> None:
     """Refuses a file that `write_rows` cannot write, before the rows are made. Raises DataError."""
-    if path.suffix not in (".jsonl", ".csv"):
-        raise DataError(f"{path}: predictions are written as .jsonl or .csv, not {path.suffix or 'nothing'!r}")
+    if path.suffix not in _WRITTEN:
+        raise DataError(f"{path}: predictions are written as {', '.join(_WRITTEN)}, not {path.suffix or 'nothing'!r}")
     if not path.parent.is_dir():
         raise DataError(f"{path}: there is no folder {str(path.parent)!r}")
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes JSON objects as .jsonl, or flattened as .csv: {"scores": {"style": 3}} becomes a column scores.style."""
+    """Writes JSON objects as .jsonl or .parquet, or flattened as .csv: {"scores": {"style": 3}} becomes a column
+    scores.style, and no text is a formula."""
     check_output(path)
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
     else:
         flat = [_flattened(row) for row in rows]
         with path.open("w", encoding="utf-8", newline="") as file:

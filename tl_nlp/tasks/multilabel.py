@@ -69,13 +69,18 @@ class Multilabel(Task):
     def decode(self, outputs: list[np.ndarray], rows: dict[str, list[Any]], tokenizer: Any) -> list[Prediction]:
         return [
             Labels(
-                [name for name, share in zip(self.labels, probabilities, strict=True) if share >= self._from(name)],
+                [
+                    name
+                    for name, share in zip(self.labels, probabilities, strict=True)
+                    if share >= self.threshold_of(name)
+                ],
                 dict(zip(self.labels, probabilities.tolist(), strict=True)),
             )
             for probabilities in outputs
         ]
 
-    def _from(self, label: str) -> float:
+    def threshold_of(self, label: str) -> float:
+        """The probability from which a label is given."""
         return self.threshold if self.threshold is not None else self.thresholds.get(label, 0.5)
 
     def calibrated(self, outputs: list[np.ndarray], rows: dict[str, list[Any]]) -> "Multilabel":
