@@ -100,6 +100,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--group", help="the prompt or domain of every TEXT, where each has a scale of its own")
     sub.add_argument("--input", type=Path, help="rows to predict: csv, tsv, jsonl or parquet")
     sub.add_argument("--output", type=Path, help="a .jsonl or .csv file in the place of stdout")
+    sub = add("explain", verbs.explain, "which words and sentences moved an answer, and how far to trust that, as JSON")
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("text", metavar="TEXT")
+    sub.add_argument("--pair", help="what goes with it: a question, a prompt, an aspect")
+    sub.add_argument("--group", help="its prompt or domain, where each has a scale of its own")
+    sub.add_argument("--method", default="integrated_gradients", help="or occlusion; default: integrated_gradients")
+    sub.add_argument("--target", help="a label, a trait or a written word; default: the answer it gave")
+    sub.add_argument("--nearest", type=int, default=0, metavar="N", help="so many training rows most like it, too")
     sub = add("demo", verbs.demo, "a page to try runs in")
     sub.add_argument(
         "runs", metavar="RUN", nargs="*", help=f"default: the newest finished of each recipe in {runs_root()}"

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 from tl_nlp import hub
@@ -15,7 +16,7 @@ from tl_nlp.components import kinds
 from tl_nlp.errors import RecipeError, TLError
 from tl_nlp.hub import local
 from tl_nlp.recipe import Recipe, load_recipe, recipe_files
-from tl_nlp.run import Run, all_runs, artifact_folder, newest_runs, runs_root
+from tl_nlp.run import Run, all_runs, artifact_folder, newest_runs
 
 
 def list_all(arguments: argparse.Namespace) -> None:
@@ -82,7 +83,6 @@ def _values(metrics: dict[str, dict[str, float]]) -> str:
 def check(arguments: argparse.Namespace) -> None:
     # what training refuses is told here like all the rest
     recipe = load_recipe(arguments.recipe, *arguments.overrides, "data.overlap=keep", "data.max_rejects=0.99")
-    from dataclasses import asdict
 
     from tl_nlp.checking import GLANCE, label_counts
     from tl_nlp.cleaning import write_cleaned
@@ -229,12 +229,30 @@ def _lines_of_stdin() -> list[str]:
         raise RecipeError(f"stdin is not UTF-8 at byte {error.start}; iconv -f latin1 -t utf-8 converts it") from None
 
 
+def explain(arguments: argparse.Namespace) -> None:
+    folder = local(arguments.run)
+    artifact_folder(folder)  # a wrong path is answered before torch is imported
+    run = Run.open(folder) if arguments.nearest else None
+    from tl_nlp import attribution, neighbours
+    from tl_nlp.prediction import Predictor
+    from tl_nlp.rows import resolved
+
+    predictor = Predictor.load(folder)
+    columns = {} if arguments.group is None else {"group": arguments.group}
+    found = attribution.explain(
+        predictor, arguments.text, arguments.pair, method=arguments.method, target=arguments.target, **columns
+    ).as_json()
+    if run is not None:
+        rows = resolved(run.recipe())[1]["train"]
+        alike = neighbours.nearest(predictor, arguments.text, arguments.pair, rows, arguments.nearest)
+        found["nearest"] = [asdict(one) for one in alike]
+    print(json.dumps(found, ensure_ascii=False))
+
+
 def demo(arguments: argparse.Namespace) -> None:
     folders = [local(path) for path in arguments.runs] or [run.folder for run in newest_runs()]
     for folder in folders:
         artifact_folder(folder)
-    if not folders:
-        raise RecipeError(f"no finished run under {runs_root()}; tl-nlp train RECIPE makes one")
     from tl_nlp.demo.server import serve
 
     serve(folders)

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from tl_nlp.demo.guard import MOST_BYTES
-from tl_nlp.errors import BusyError, DataError, NoRunError, TLError
+from tl_nlp.errors import BusyError, DataError, NoRunError, RunError, TLError
+from tl_nlp.jobs import FullQueueError, JobError, NoJobError
 from tl_nlp.serving import MAX_CHARACTERS, Row, Service
 from tl_nlp.types import as_json
 
@@ -169,6 +170,10 @@ def add_predictions(app: FastAPI, service: Service) -> None:
         return Response(generate_latest(meters.registry), media_type=CONTENT_TYPE_LATEST)
 
 
+_STATUSES = {BusyError: 503, FullQueueError: 503, NoRunError: 404, NoJobError: 404, JobError: 409, RunError: 409}
+"""By the kind of error, the narrow ones first."""
+
+
 def _named(number: int, asked: Asked) -> Row:
     try:
         return asked.row()
@@ -186,7 +191,7 @@ def add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(TLError)
     async def refuse(request: Request, error: TLError) -> Response:
-        status = 503 if isinstance(error, BusyError) else 404 if isinstance(error, NoRunError) else 400
+        status = next((code for kind, code in _STATUSES.items() if isinstance(error, kind)), 400)
         return JSONResponse({"error": str(error)}, status, {"Retry-After": "1"} if status == 503 else None)
 
     @app.exception_handler(RequestValidationError)

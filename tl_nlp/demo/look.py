@@ -39,7 +39,9 @@ def theme() -> gr.Theme:
 # Blue and orange are told apart by nearly everybody (Okabe & Ito 2008), and no mark is told by its colour alone
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
-.tl-answer { min-height: 9.5rem; padding: .75rem 1rem; line-height: 1.6; overflow-wrap: anywhere; }
+.tl-answer { min-height: 9.5rem; padding: .75rem 1rem; line-height: 1.6; overflow-wrap: anywhere;
+  background: var(--block-background-fill); border: 1px solid var(--border-color-primary);
+  border-radius: var(--block-radius); }
 .tl-headline { font-size: 1.35rem; font-weight: 650; margin: 0 0 .5rem; }
 .tl-note { font-size: .9rem; color: var(--body-text-color-subdued); margin: .5rem 0 0; }
 .tl-warning { border-left: 4px solid #b45309; padding: .25rem .75rem; margin: .5rem 0; }
@@ -49,19 +51,21 @@ CSS = """
 .tl-fill { position: absolute; inset: 0 auto 0 0; border-radius: .4rem; background: #1d6fb8; }
 .tl-tick { position: absolute; top: -.2rem; bottom: -.2rem; width: 2px; background: var(--body-text-color); }
 .tl-share { text-align: right; font-variant-numeric: tabular-nums; }
-.tl-answer table, .tl-table table { border-collapse: collapse; width: 100%; }
-.tl-answer th, .tl-answer td, .tl-table th, .tl-table td {
-  text-align: left; padding: .35rem .6rem; border-bottom: 1px solid var(--border-color-primary); vertical-align: top; }
+.tl-table table { border-collapse: collapse; width: 100%; }
+.tl-table th, .tl-table td { text-align: left; padding: .35rem .6rem; vertical-align: top; border: 0 !important;
+  border-bottom: 1px solid var(--border-color-primary) !important; }
 .tl-table { overflow-x: auto; }
 .tl-answer mark { color: inherit; border-radius: .2rem; padding: 0 .1rem; }
 mark.tl-chosen { background: rgba(29, 111, 184, .22); border-bottom: 2px solid #1d6fb8; }
 mark.tl-invented { background: rgba(230, 159, 0, .28); border-bottom: 2px dashed #b45309; }
 mark.tl-differs { background: rgba(230, 159, 0, .28); font-weight: 650; }
-mark.tl-up { border-bottom: 2px solid #1d6fb8; }
-mark.tl-down { border-bottom: 2px dotted #b45309; }
+mark.tl-up { background: rgba(29, 111, 184, .2); border-bottom: 2px solid #1d6fb8; }
+mark.tl-down { background: rgba(230, 159, 0, .25); border-bottom: 2px dotted #b45309; }
 .tl-kbd { font-size: .85rem; color: var(--body-text-color-subdued); }
 kbd { border: 1px solid var(--border-color-primary); border-radius: .25rem; padding: 0 .3rem; font-size: .85em; }
 iframe.tl-report { width: 100%; height: 75vh; border: 1px solid var(--border-color-primary); background: white; }
+.tl-charts { display: flex; flex-wrap: wrap; gap: .75rem; }
+.tl-answer svg { background: white; border-radius: .4rem; max-width: 100%; height: auto; }
 @media (max-width: 640px) { .tl-bar { grid-template-columns: minmax(4rem, 34%) 1fr 3rem; } }
 """
 

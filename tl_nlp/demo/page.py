@@ -7,9 +7,12 @@ from typing import Any
 import gradio as gr
 
 from tl_nlp.demo.tab_compare import add_compare
+from tl_nlp.demo.tab_explain import add_explain
 from tl_nlp.demo.tab_file import add_file
 from tl_nlp.demo.tab_report import add_report
+from tl_nlp.demo.tab_train import add_train
 from tl_nlp.demo.tab_try import add_try
+from tl_nlp.jobs import Jobs
 from tl_nlp.run import results_of
 from tl_nlp.serving import Row, Served, Service
 from tl_nlp.types import as_json
@@ -17,8 +20,8 @@ from tl_nlp.types import as_json
 _KEPT = 3600  # seconds that a file stays which somebody uploaded or made
 
 
-def build(service: Service) -> gr.Blocks:
-    """The page of what the service serves."""
+def build(service: Service, jobs: Jobs | None = None) -> gr.Blocks:
+    """The page of what the service serves; with `jobs` trainings can be begun there."""
     with gr.Blocks(title="tl_nlp", analytics_enabled=False, delete_cache=(_KEPT, _KEPT)) as page:
         with gr.Tabs():
             for served in service.served.values():
@@ -27,6 +30,9 @@ def build(service: Service) -> gr.Blocks:
             if len(service.served) > 1:
                 with gr.Tab("Compare"):
                     add_compare(service)
+            if jobs is not None:
+                with gr.Tab("Train"):
+                    add_train(service, jobs, page)
 
         def predict(
             text: str, pair: str | None = None, group: str | None = None, run: str | None = None
@@ -44,7 +50,10 @@ def _add_run(service: Service, served: Served) -> None:
     gr.Markdown(" ".join([what, _scores(results_of(served.folder)), recipe.note or ""]))
     with gr.Tabs():
         with gr.Tab("Try"):
-            add_try(service, served)
+            tried = add_try(service, served)
+        if served.recipe.task.head != "select":  # what it picks it shows itself
+            with gr.Tab("Explain") as explain:
+                add_explain(service, served, tried, explain)
         with gr.Tab("A file"):
             add_file(service, served)
         with gr.Tab("Report") as report:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +19,9 @@ from tl_nlp.demo.api import add_predictions, add_refusals
 from tl_nlp.demo.guard import LOOPBACK, MOST_BYTES, Guard, Rules
 from tl_nlp.demo.look import CSS, HEAD, theme
 from tl_nlp.demo.page import build
-from tl_nlp.errors import HardwareError, RecipeError
+from tl_nlp.demo.trainings import add_trainings
+from tl_nlp.errors import HardwareError, RecipeError, RunError
+from tl_nlp.jobs import Jobs
 from tl_nlp.serving import Service
 
 MAX_FILE = 20 * 10**6  # bytes of an upload
@@ -37,7 +40,7 @@ def serve(folders: list[Path], is_public: bool = False) -> None:
     host, rules = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), _rules(is_public)
     with _bound(host) as listening, tempfile.TemporaryDirectory(prefix="tl_nlp-page-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        app = create_app(Service(folders), rules)
+        app = create_app(Service(folders), rules, None if is_public else _jobs())
         config = uvicorn.Config(
             app, access_log=False, log_level="warning", timeout_graceful_shutdown=_GRACE, limit_concurrency=1000
         )
@@ -80,13 +83,26 @@ def _bound(host: str) -> socket.socket:
     raise HardwareError(f"port {given or '7860 to 7959'} of {host} cannot be had: {failure}; GRADIO_SERVER_PORT=PORT")
 
 
-def create_app(service: Service, rules: Rules) -> FastAPI:
-    """The ASGI application of page and API."""
+def _jobs() -> Jobs | None:
+    """The queue of trainings under the root of the runs, where one can be kept."""
+    try:
+        return Jobs()
+    except RunError as error:
+        print(f"without trainings: {error}", file=sys.stderr)
+        return None
+
+
+def create_app(service: Service, rules: Rules, jobs: Jobs | None = None) -> FastAPI:
+    """The ASGI application of page and API; with `jobs` trainings can be begun, which go on as long as it lives."""
 
     @asynccontextmanager
     async def alive(app: FastAPI) -> AsyncIterator[None]:
+        if jobs is not None:
+            jobs.start()
         yield
         service.worker.close()
+        if jobs is not None:
+            jobs.close()
 
     app = FastAPI(
         title="tl_nlp",
@@ -100,9 +116,11 @@ def create_app(service: Service, rules: Rules) -> FastAPI:
     )
     add_refusals(app)
     add_predictions(app, service)
+    if jobs is not None:
+        add_trainings(app, service, jobs)
     patch_fastapi(app, docs_url="/v1/docs", redirect_from_root_to_docs=False)  # nothing of it is fetched from outside
     app.add_middleware(Guard, rules=rules)
-    page = build(service).queue(max_size=64, default_concurrency_limit=16)
+    page = build(service, jobs).queue(max_size=64, default_concurrency_limit=16)
     return gr.mount_gradio_app(
         app,
         page,

@@ -33,7 +33,7 @@ def add_file(service: Service, served: Served) -> None:
             form = gr.Radio(["csv", "jsonl", "parquet"], value="csv", label="Write as")
             button = gr.Button("Predict the file", variant="primary")
         with gr.Column():
-            preview = gr.Dataframe(label="Its first rows", interactive=False, wrap=True, max_height=300)
+            first = gr.Dataframe(label="Its first rows", interactive=False, wrap=True, max_height=300)
             told = gr.Markdown("Choose a table; its first rows are shown here.", elem_classes="tl-kbd")
             download = gr.File(label="Predictions", interactive=False)
 
@@ -47,7 +47,7 @@ def add_file(service: Service, served: Served) -> None:
         choices = texts or table.column_names
         return (
             gr.update(choices=choices, value=(wanted or choices)[0]),
-            _preview(table.slice(0, _SHOWN)),
+            preview(table.slice(0, _SHOWN)),
             f"{len(table):,} rows.",
         )
 
@@ -69,11 +69,11 @@ def add_file(service: Service, served: Served) -> None:
             write_rows(path, lines)
         n_flagged = sum(line["flagged"] for line in lines)
         shown = pa.Table.from_pylist([{name: str(value) for name, value in one.items()} for one in lines[:_SHOWN]])
-        return _preview(shown), f"{len(lines):,} rows, {n_flagged:,} flagged for a second look.", str(path)
+        return preview(shown), f"{len(lines):,} rows, {n_flagged:,} flagged for a second look.", str(path)
 
-    upload.change(look, upload, [column, preview, told], api_visibility="private")
+    upload.change(look, upload, [column, first, told], api_visibility="private")
     button.click(
-        predict_all, [upload, column, sure, form], [preview, told, download], api_visibility="private",
+        predict_all, [upload, column, sure, form], [first, told, download], api_visibility="private",
         concurrency_limit=2, show_progress_on=told,
     )  # fmt: skip
 
@@ -121,7 +121,8 @@ def _rows(table: pa.Table, column: str | None, served: Served) -> tuple[list[Row
     return rows, found["id"]
 
 
-def _preview(table: pa.Table) -> dict[str, Any]:
+def preview(table: pa.Table) -> dict[str, Any]:
+    """Rows of a table as a Dataframe shows them, long cells cut."""
     cells = [[_short(value) for value in row.values()] for row in table.to_pylist()]
     return {"headers": table.column_names, "data": cells}
 
