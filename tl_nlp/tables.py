@@ -374,21 +374,22 @@ def check_output(path: Path) -> None:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes JSON objects as .jsonl or .parquet, or flattened as .csv: {"scores": {"style": 3}} becomes a column
-    scores.style, and no text is a formula."""
+    scores.style."""
     check_output(path)
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     elif path.suffix == ".parquet":
         pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
     else:
-        flat = [_flattened(row) for row in rows]
+        flat = [flattened(row) for row in rows]
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(flat[0]) if flat else [])
             writer.writeheader()
             writer.writerows(flat)
 
 
-def _flattened(row: dict[str, Any]) -> dict[str, Any]:
+def flattened(row: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object as the cells of one line, so that no text is a formula."""
     flat: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, dict):

@@ -46,18 +46,19 @@ def add_explain(service: Service, served: Served, tried: Inputs, tab: gr.Tab) ->
             shown = gr.HTML(_NOTHING, padding=False)
     tab.select(lambda typed: typed, tried.text, text, api_visibility="private")
 
-    def explained(text: str, pair: str, group: str, method: str, target: str) -> str:
+    # what was tried last is explained where nothing else is typed
+    def explained(text: str, tried: str, pair: str, group: str, method: str, target: str) -> str:
         with as_message():
-            row = typed(text, pair, group)
+            row = typed(text or tried, pair, group)
             columns = {} if row.group is None else {"group": row.group}
             found = service.worker.do(
                 lambda: explain(served.predictor, row.text, row.pair, method=method, target=target or None, **columns)
             ).result()
         return as_html(found)
 
-    def looked_up(text: str, pair: str, group: str) -> str:
+    def looked_up(text: str, tried: str, pair: str, group: str) -> str:
         with as_message():
-            row = typed(text, pair, group)
+            row = typed(text or tried, pair, group)
             rows = _training_rows(served)
             found = service.worker.do(lambda: nearest(served.predictor, row.text, row.pair, rows)).result()
         told = table(
@@ -67,7 +68,7 @@ def add_explain(service: Service, served: Served, tried: Inputs, tab: gr.Tab) ->
         note = "By the cosine of the model's own states: what it takes to be alike, which need not be so in meaning."
         return f'<div class="tl-answer" role="status">{told}<p class="tl-note">{note}</p></div>'
 
-    inputs = [text, tried.pair, tried.group]
+    inputs = [text, *tried]
     gr.on(
         [button.click, text.submit], explained, [*inputs, method, target], shown, api_visibility="private",
         concurrency_limit=1, show_progress_on=shown,

@@ -8,12 +8,13 @@ from typing import Any
 
 import gradio as gr
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tl_nlp.demo.messages import as_message
 from tl_nlp.errors import DataError
 from tl_nlp.rows import columns_of, select
 from tl_nlp.serving import MAX_CHARACTERS, Row, Served, Service
-from tl_nlp.tables import READERS, read_table, write_rows
+from tl_nlp.tables import READERS, flattened, read_table, write_rows
 from tl_nlp.types import Label, Labels, Prediction, Scores, Text, as_json
 
 MOST_ROWS = 100_000
@@ -44,7 +45,7 @@ def add_file(service: Service, served: Served) -> None:
             table = _read(file)
         wanted = [name for name in (served.recipe.data.text, "text") if name in table.column_names]
         texts = [name for name in table.column_names if pa.types.is_string(table[name].type)]
-        choices = texts or table.column_names
+        choices = sorted(texts, key=lambda name: -_length(table[name])) or table.column_names
         return (
             gr.update(choices=choices, value=(wanted or choices)[0]),
             preview(table.slice(0, _SHOWN)),
@@ -68,7 +69,7 @@ def add_file(service: Service, served: Served) -> None:
             path = Path(tempfile.mkdtemp(dir=gr.utils.get_upload_folder())) / f"predictions.{form}"
             write_rows(path, lines)
         n_flagged = sum(line["flagged"] for line in lines)
-        shown = pa.Table.from_pylist([{name: str(value) for name, value in one.items()} for one in lines[:_SHOWN]])
+        shown = pa.Table.from_pylist([{k: str(v) for k, v in flattened(one).items()} for one in lines[:_SHOWN]])
         return preview(shown), f"{len(lines):,} rows, {n_flagged:,} flagged for a second look.", str(path)
 
     upload.change(look, upload, [column, first, told], api_visibility="private")
@@ -92,6 +93,11 @@ def is_doubtful(prediction: Prediction, sure_from: float) -> bool:
         return bool(prediction.unsure)
     assert isinstance(prediction, Text)
     return bool(prediction.invented or prediction.unfinished)
+
+
+def _length(column: pa.ChunkedArray) -> float:
+    """Mean number of characters."""
+    return pc.mean(pc.utf8_length(column)).as_py() or 0.0
 
 
 def _read(file: str) -> pa.Table:

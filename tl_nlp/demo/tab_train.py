@@ -22,7 +22,7 @@ from tl_nlp.jobs import Jobs, Progress
 from tl_nlp.planning import Choice, methods_for, recipe_for
 from tl_nlp.recipe import Recipe
 from tl_nlp.rows import resolved
-from tl_nlp.run import all_runs
+from tl_nlp.run import Run, all_runs
 from tl_nlp.serving import Service
 from tl_nlp.tables import READERS, Rejects, read_table
 
@@ -59,7 +59,7 @@ def add_train(service: Service, jobs: Jobs, page: gr.Blocks) -> None:
                 task = gr.Dropdown([(told, name) for name, told in _TASKS.items()], label="What shall it learn?")
                 text = gr.Dropdown([], label="Column of the texts")
                 target = gr.Dropdown([], label="Column of the answers")
-            minutes = gr.Number(None, label="How many minutes do you have? (empty: any)", minimum=0, precision=1)
+            minutes = gr.Number(0, label="How many minutes do you have? (0: any)", minimum=0, precision=1)
             method = gr.Radio([], label="How shall it learn?")
             with gr.Accordion("More", open=False):
                 name = gr.Textbox(label="Name of the run", value="mine", max_length=60)
@@ -169,7 +169,7 @@ def _filled(plan: _Plan, minutes: float | None) -> tuple[_Plan, str, dict[str, A
         for column, what in ((found.pair, "read beside it"), (found.group, "its group"))
         if column
     )
-    why = f"{found.why} {found.n_rows:,} rows of about {found.n_words:,.0f} words.{also}"
+    why = f"{found.why}. {found.n_rows:,} rows of about {found.n_words:,.0f} words.{also}"
     named = [(f"{_METHODS[one.method]} (about {_time(one.minutes)}): {one.reason}", one.method) for one in choices]
     return (
         replace(plan, choices=choices), why, {"value": found.text}, {"value": found.target},
@@ -241,7 +241,7 @@ def _shown(jobs: Jobs, job: str | None) -> str:
         )
     told.append(_curves(progress))
     if found.status == "finished":
-        told.append("<p>Press Try it to see what it says.</p>")
+        told.append(f"<p>{escape('; '.join(_scored(Run(found.folder))))}.</p><p>Press Try it to see what it says.</p>")
     return f'<div class="tl-answer" aria-live="polite">{"".join(told)}</div>'
 
 
@@ -264,19 +264,22 @@ def _curves(progress: Progress) -> str:
     return f'<div class="tl-charts">{drawn}</div>' if drawn else ""
 
 
+def _scored(run: Run) -> tuple[str, str]:
+    """The main score of the test rows with its interval, and the verdict."""
+    results = run.results()
+    value = results["splits"]["test"]["metrics"][results["main_metric"]]
+    interval = f" [{value['low']:.3g}, {value['high']:.3g}]" if "low" in value else ""
+    return f"{results['main_metric']} {value['value']:.3g}{interval}", results.get("verdict", "")
+
+
 def _runs(jobs: Jobs) -> str:
     """All runs with their scores, the newest first."""
     rows = []
     for run in reversed(all_runs(jobs.root)):
         try:
-            recipe, scores = run.recipe(), ""
-            if run.is_finished:
-                results = run.results()
-                value = results["splits"]["test"]["metrics"][results["main_metric"]]
-                scores = f"{results['main_metric']} {value['value']:.3g}"
-                scores += f" [{value['low']:.3g}, {value['high']:.3g}]" if "low" in value else ""
-            verdict = run.results().get("verdict", "") if run.is_finished else ""
-            cells = [recipe.name, run.folder.name, run.status, recipe.task.kind, recipe.method.kind, scores, verdict]
+            recipe = run.recipe()
+            scored = _scored(run) if run.is_finished else ("", "")
+            cells = [recipe.name, run.folder.name, run.status, recipe.task.kind, recipe.method.kind, *scored]
         except (TLError, KeyError) as error:
             cells = [run.folder.parent.name, run.folder.name, f"damaged: {error}", "", "", "", ""]
         rows.append([escape(cell) for cell in cells])
