@@ -1,5 +1,7 @@
 """Tiny random checkpoints and small files of rows, made once a session; every test works in a folder of its own."""
 
+import asyncio
+import http.client
 import io
 import json
 import os
@@ -8,12 +10,14 @@ import runpy
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -258,10 +262,8 @@ def tl_nlp(*words: str, cwd: Path | None = None, **environment: str) -> subproce
 
 
 @contextmanager
-def opened_page(script: Path, *words: str, python: str = sys.executable, **environment: str) -> Iterator[Any]:
-    """A script that serves a page, run in its own folder, and the page in a real browser."""
-    from playwright.sync_api import sync_playwright
-
+def served_page(script: Path, *words: str, python: str = sys.executable, **environment: str) -> Iterator[str]:
+    """The address of a page that a script serves, run in its own folder."""
     port = free_port()
     process = subprocess.Popen(
         [python, script.name, *words],
@@ -277,20 +279,45 @@ def opened_page(script: Path, *words: str, python: str = sys.executable, **envir
             assert process.poll() is None, f"{script} ended with {process.returncode}"
             assert time.time() < deadline, f"{script} serves nothing"
             time.sleep(0.2)
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(
-                executable_path=str(CHROMIUM),
-                args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-                      "--disable-sync", "--no-first-run"],
-            )  # fmt: skip
-            page = browser.new_page(viewport={"width": 1100, "height": 900})
-            page.set_default_timeout(30_000)
-            page.goto(url)
-            yield page
-            browser.close()
+        yield url
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=60)
+
+
+@contextmanager
+def browsing(url: str, width: int = 1100, dark: bool = False) -> Iterator[Any]:
+    """A page in a real browser. What its console complains of, and whatever it asks of other hosts, is an error."""
+    from playwright.sync_api import sync_playwright
+
+    complaints: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(CHROMIUM),
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+                  "--disable-sync", "--no-first-run"],
+        )  # fmt: skip
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light")
+        page.on("console", lambda told: complaints.append(told.text) if told.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda asked: complaints.append(asked.url) if _is_elsewhere(asked.url, url) else None)
+        page.set_default_timeout(30_000)
+        page.goto(url)
+        page.get_by_role("tab").first.wait_for()
+        yield page
+        browser.close()
+    assert complaints == []
+
+
+def _is_elsewhere(address: str, url: str) -> bool:
+    return not address.startswith((url, "data:", "blob:", "about:"))
+
+
+@contextmanager
+def opened_page(script: Path, *words: str, python: str = sys.executable, **environment: str) -> Iterator[Any]:
+    """A script that serves a page, and the page in a real browser."""
+    with served_page(script, *words, python=python, **environment) as url, browsing(url) as page:
+        yield page
 
 
 def free_port() -> int:
@@ -306,3 +333,53 @@ def answers_at(url: str) -> bool:
     except OSError:
         return False
     return True
+
+
+class Response(NamedTuple):
+    status: int
+    body: Any
+    headers: dict[str, str]
+
+
+def ask(url: str, body: Any = None, **headers: str) -> Response:
+    """GET, or POST of JSON or bytes."""
+    data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    told = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
+    place = urlsplit(url)
+    with closing(http.client.HTTPConnection(place.netloc, timeout=60)) as connection:
+        # what is refused is answered before all of it is sent
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.request("GET" if data is None else "POST", place.path, data, told)
+        answer = connection.getresponse()
+        return Response(answer.status, _parsed(answer.read()), {k.lower(): v for k, v in answer.getheaders()})
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return body.decode("utf-8", "replace")
+
+
+@contextmanager
+def running(service: Any, jobs: Any = None, **rules: Any) -> Iterator[str]:
+    """The server of page and API in a thread, at a port of its own."""
+    import uvicorn
+
+    from tl_nlp.demo.guard import Rules
+    from tl_nlp.demo.server import create_app
+
+    async def made() -> Any:  # in a loop, or gradio makes one and leaves it open
+        return create_app(service, Rules(**rules), jobs)
+
+    port = free_port()
+    config = uvicorn.Config(asyncio.run(made()), port=port, log_level="warning", access_log=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(60)

@@ -1,9 +1,6 @@
 """The API over real HTTP: what it answers, whom it refuses, and what it makes of bad input."""
 
-import asyncio
 import base64
-import http.client
-import json
 import os
 import re
 import signal
@@ -13,66 +10,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import pytest
-import uvicorn
-from conftest import ROOT, answers_at, free_port, review_rows, tiny_recipe, write_jsonl
+from conftest import ROOT, Response, answers_at, ask, free_port, review_rows, running, tiny_recipe, write_jsonl
 
 from tl_nlp import Predictor, Run, train
-from tl_nlp.demo.guard import Rules
-from tl_nlp.demo.server import MAX_FILE, create_app
+from tl_nlp.demo.server import MAX_FILE
 from tl_nlp.serving import Service, Worker
 from tl_nlp.types import as_json
-
-
-class Response(NamedTuple):
-    status: int
-    body: Any
-    headers: dict[str, str]
-
-
-def ask(url: str, body: Any = None, **headers: str) -> Response:
-    """GET, or POST of JSON or bytes."""
-    data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-    told = {"Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
-    place = urlsplit(url)
-    with closing(http.client.HTTPConnection(place.netloc, timeout=60)) as connection:
-        # what is refused is answered before all of it is sent
-        with suppress(BrokenPipeError, ConnectionResetError):
-            connection.request("GET" if data is None else "POST", place.path, data, told)
-        answer = connection.getresponse()
-        return Response(answer.status, _parsed(answer.read()), {k.lower(): v for k, v in answer.getheaders()})
-
-
-def _parsed(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except ValueError:
-        return body.decode("utf-8", "replace")
-
-
-@contextmanager
-def running(service: Service, **rules: Any) -> Iterator[str]:
-    """The server in a thread, at a port of its own."""
-
-    async def made() -> Any:  # in a loop, or gradio makes one and leaves it open
-        return create_app(service, Rules(**rules))
-
-    port = free_port()
-    config = uvicorn.Config(asyncio.run(made()), port=port, log_level="warning", access_log=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(60)
 
 
 @pytest.fixture(scope="module")

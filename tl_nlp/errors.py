@@ -6,6 +6,9 @@ TLError
 ├── CheckpointError  pretrained weights that are missing, unsafe or of another shape
 ├── RunError         a run directory that is damaged, or a training that failed
 │   └── NoRunError   a path that is no run
+├── JobError         a training in the queue that cannot do so now
+│   ├── NoJobError       an id that no training has
+│   └── FullQueueError   as many wait as may
 ├── HubError         the Hugging Face Hub is out of reach or said no
 ├── BusyError        a server that has enough to do already
 └── HardwareError    this machine cannot do what the recipe asks
@@ -44,6 +47,18 @@ class RunError(TLError, RuntimeError):
 
 class NoRunError(RunError):
     exit_status = 2
+
+
+class JobError(TLError, RuntimeError):
+    """What cannot be done with a job in its status."""
+
+
+class NoJobError(JobError, LookupError):
+    """An id that no job has."""
+
+
+class FullQueueError(JobError):
+    """As many jobs wait as may."""
 
 
 class HubError(TLError, ConnectionError):

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 import psutil
 
-from tl_nlp.errors import DataError, RecipeError, RunError, TLError
+from tl_nlp.errors import DataError, FullQueueError, JobError, NoJobError, RecipeError, RunError
 from tl_nlp.printed import last_bar, tail
 from tl_nlp.recipe import Recipe
 from tl_nlp.run import Run, runs_root
@@ -42,18 +42,6 @@ _PAUSE = 5.0  # seconds, after the queue could not be read or written
 _COMPLAINT = "tl-nlp: "
 _SAME_START = 1.0  # seconds that two readings of one process's start may differ by
 _STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT, -signal.SIGTERM, -signal.SIGINT)
-
-
-class JobError(TLError, RuntimeError):
-    """What cannot be done with a job in its status."""
-
-
-class NoJobError(JobError, LookupError):
-    """An id that no job has."""
-
-
-class FullQueueError(JobError):
-    """As many jobs wait as may."""
 
 
 @dataclass(frozen=True)

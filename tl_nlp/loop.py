@@ -156,6 +156,8 @@ def _resume(run: Run, steps: Steps, average: Average) -> Progress:
     """The progress of the newest whole checkpoint, its weights and moments loaded; a fresh one where there is none."""
     state = checkpoints.newest(run)
     if state is None:
+        if steps.accelerator.is_main_process:
+            run.forget_after(0)  # what was told before a checkpoint was there is told again
         return Progress()
     steps.weights.load(state.weights)
     average.restore(state.averages)

@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from tl_nlp.demo.guard import MOST_BYTES
-from tl_nlp.errors import BusyError, DataError, NoRunError, RunError, TLError
-from tl_nlp.jobs import FullQueueError, JobError, NoJobError
+from tl_nlp.errors import BusyError, DataError, FullQueueError, JobError, NoJobError, NoRunError, RunError, TLError
 from tl_nlp.serving import MAX_CHARACTERS, Row, Service
 from tl_nlp.types import as_json
 

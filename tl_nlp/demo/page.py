@@ -9,6 +9,7 @@ import gradio as gr
 from tl_nlp.demo.tab_compare import add_compare
 from tl_nlp.demo.tab_explain import add_explain
 from tl_nlp.demo.tab_file import add_file
+from tl_nlp.demo.tab_label import add_label
 from tl_nlp.demo.tab_report import add_report
 from tl_nlp.demo.tab_train import add_train
 from tl_nlp.demo.tab_try import add_try
@@ -31,6 +32,8 @@ def build(service: Service, jobs: Jobs | None = None) -> gr.Blocks:
                 with gr.Tab("Compare"):
                     add_compare(service)
             if jobs is not None:
+                with gr.Tab("Label"):
+                    add_label(service, jobs, page)
                 with gr.Tab("Train"):
                     add_train(service, jobs, page)
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from tl_nlp.demo.messages import as_message
 from tl_nlp.errors import DataError
+from tl_nlp.recipe import Recipe
 from tl_nlp.rows import columns_of, select
 from tl_nlp.serving import MAX_CHARACTERS, Row, Served, Service
 from tl_nlp.tables import READERS, flattened, read_table, write_rows
@@ -43,11 +44,9 @@ def add_file(service: Service, served: Served) -> None:
             return gr.update(choices=[], value=None), [], "Choose a table; its first rows are shown here."
         with as_message():
             table = _read(file)
-        wanted = [name for name in (served.recipe.data.text, "text") if name in table.column_names]
-        texts = [name for name in table.column_names if pa.types.is_string(table[name].type)]
-        choices = sorted(texts, key=lambda name: -_length(table[name])) or table.column_names
+        choices = text_columns(table, served.recipe)
         return (
-            gr.update(choices=choices, value=(wanted or choices)[0]),
+            gr.update(choices=choices, value=choices[0]),
             preview(table.slice(0, _SHOWN)),
             f"{len(table):,} rows.",
         )
@@ -93,6 +92,13 @@ def is_doubtful(prediction: Prediction, sure_from: float) -> bool:
         return bool(prediction.unsure)
     assert isinstance(prediction, Text)
     return bool(prediction.invented or prediction.unfinished)
+
+
+def text_columns(table: pa.Table, recipe: Recipe) -> list[str]:
+    """The columns that texts may be in, the likeliest first: what the recipe names, then the longest."""
+    texts = [name for name in table.column_names if pa.types.is_string(table[name].type)]
+    named = (recipe.data.text, "text")
+    return sorted(texts, key=lambda name: (name not in named, -_length(table[name]))) or table.column_names
 
 
 def _length(column: pa.ChunkedArray) -> float:
