@@ -24,6 +24,7 @@ class Rules:
     """What a server asks of those who call it."""
 
     is_local: bool = True  # for this machine alone
+    is_public: bool = False  # for everybody: there is nothing that another site's page could misuse
     password: str | None = None  # of the user tl-nlp
     key: str | None = None  # of programs; the password serves them too
     rate: int | None = None  # requests a minute of one client that are work
@@ -50,7 +51,7 @@ class Guard:
         if rules.is_local and _name(host) not in LOOPBACK:
             return 403, f"this server is for this machine alone, and not for {host or 'a request without a host'}", {}
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and not rules.is_public and urlsplit(origin).netloc != host:
             return 403, f"a page of {origin} may not ask here", {}
         is_work = scope.get("method") == "POST" or path.startswith("/v1/")
         client = (scope.get("client") or ("",))[0]

@@ -27,6 +27,7 @@ from tl_nlp.serving import Service
 MAX_FILE = 20 * 10**6  # bytes of an upload
 _PORTS = range(7860, 7960)  # of which the first that is free is taken
 _RATE = 240  # requests a minute of one client, where others than this machine are served
+_MOST_CONNECTIONS = 1000
 _GRACE = 5  # seconds for requests at work, when the server ends
 
 
@@ -42,7 +43,12 @@ def serve(folders: list[Path], is_public: bool = False) -> None:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         app = create_app(Service(folders), rules, None if is_public else _jobs())
         config = uvicorn.Config(
-            app, access_log=False, log_level="warning", timeout_graceful_shutdown=_GRACE, limit_concurrency=1000
+            app,
+            access_log=False,  # nothing of a visitor is written down
+            log_level="warning",
+            timeout_graceful_shutdown=_GRACE,
+            limit_concurrency=_MOST_CONNECTIONS,
+            forwarded_allow_ips="*" if is_public else None,  # whose rate it is, behind the proxy of a Space
         )
         port = listening.getsockname()[1]
         print(f"http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
@@ -61,7 +67,7 @@ def _rules(is_public: bool) -> Rules:
     if given and not given.isdecimal():
         raise RecipeError(f"TL_NLP_RATE_LIMIT={given} is no number of requests a minute; 0 sets no limit")
     rate = int(given) if given else 0 if is_local else _RATE
-    return Rules(is_local, password, os.environ.get("TL_NLP_API_KEY") or None, rate or None)
+    return Rules(is_local, is_public, password, os.environ.get("TL_NLP_API_KEY") or None, rate or None)
 
 
 def _bound(host: str) -> socket.socket:
