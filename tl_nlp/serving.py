@@ -184,24 +184,6 @@ def _groups(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {"group": [row.group or "" for row in rows]}
 
 
-def load_all(folders: Sequence[Path]) -> list[Predictor]:
-    """The predictors of runs or artifacts. Adapters of PEFT on one checkpoint share it: it is in memory once, and the
-    adapter is switched where another one answers."""
-    shared: dict[str, Predictor] = {}
-    loaded = []
-    for folder in folders:
-        recipe = read_recipe(artifact_folder(folder))
-        key = shared_base(recipe)
-        if key is None or key not in shared:
-            predictor = Predictor.load(folder)
-        else:
-            predictor = shared[key].beside(artifact_folder(folder))
-        if key is not None:
-            shared.setdefault(key, predictor)
-        loaded.append(predictor)
-    return loaded
-
-
 @dataclass(frozen=True)
 class Served:
     """A run that answers, under the name it is asked by."""
@@ -222,8 +204,10 @@ class Service:
     def __init__(self, folders: Sequence[Path], worker: Worker | None = None):
         self.worker = worker or Worker()
         self.served: dict[str, Served] = {}
-        for folder, predictor in zip(folders, load_all(folders), strict=True):
-            self._add(folder, predictor)
+        self._bases: dict[str, Predictor] = {}  # by what adapters can share
+        self._loading = threading.Lock()
+        for folder in folders:
+            self._add(folder)
 
     def __getitem__(self, name: str | None) -> Served:
         """The run of a name; the first for None. Raises NoRunError."""
@@ -237,17 +221,32 @@ class Service:
 
     def add(self, folder: Path) -> Served:
         """Serves one more run, as one that was just trained; one that is served already stays as it is."""
-        for one in self.served.values():
-            if one.folder.resolve() == folder.resolve():
-                return one
-        return self._add(folder, Predictor.load(folder))
+        with self._loading:
+            for one in self.served.values():
+                if one.folder.resolve() == folder.resolve():
+                    return one
+            return self._add(folder)
 
-    def _add(self, folder: Path, predictor: Predictor) -> Served:
+    def _add(self, folder: Path) -> Served:
+        predictor = self._loaded(folder)
         name = predictor.recipe.name if predictor.recipe else folder.name
         if name in self.served:
             name = f"{name} {folder.name}"
-        self.served[name] = Served(name, folder, predictor)
+        # a new dict, so that who goes through the old one is not disturbed
+        self.served = {**self.served, name: Served(name, folder, predictor)}
         return self.served[name]
+
+    def _loaded(self, folder: Path) -> Predictor:
+        """The predictor of a run or artifact. Adapters of PEFT on one checkpoint share it: it is in memory once, and
+        the adapter is switched where another one answers."""
+        artifact = artifact_folder(folder)
+        key = shared_base(read_recipe(artifact))
+        if key is not None and key in self._bases:  # which may be at work
+            return self.worker.do(lambda: self._bases[key].beside(artifact)).result()
+        predictor = Predictor.load(folder)
+        if key is not None:
+            self._bases[key] = predictor
+        return predictor
 
     def predict(self, run: str | None, row: Row) -> Prediction:
         """One answer, waited for."""

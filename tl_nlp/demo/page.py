@@ -28,9 +28,9 @@ def build(service: Service, jobs: Jobs | None = None) -> gr.Blocks:
             for served in service.served.values():
                 with gr.Tab(served.name):
                     _add_run(service, served)
-            if len(service.served) > 1:
+            if len(service.served) > 1 or jobs is not None:
                 with gr.Tab("Compare"):
-                    add_compare(service)
+                    add_compare(service, page)
             if jobs is not None:
                 with gr.Tab("Label"):
                     add_label(service, jobs, page)

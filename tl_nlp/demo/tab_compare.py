@@ -19,16 +19,13 @@ from tl_nlp.types import Label, Labels, Prediction, Scores, Text
 _NOTHING = nothing_yet("Choose two runs or more of one task; their answers come here side by side.")
 
 
-def add_compare(service: Service) -> None:
+def add_compare(service: Service, page: gr.Blocks) -> None:
     names = list(service.served)
     by_task: dict[str, list[str]] = {}
     for name, one in service.served.items():
         by_task.setdefault(one.recipe.task.kind, []).append(name)
     first = next((theirs for theirs in by_task.values() if len(theirs) > 1), names[:1])
-    choices = [
-        (f"{name} ({one.recipe.task.kind}, {one.recipe.method.kind})", name) for name, one in service.served.items()
-    ]
-    chosen = gr.CheckboxGroup(choices, value=first, label="Runs")
+    chosen = gr.CheckboxGroup(_choices(service), value=first, label="Runs")
     with gr.Row():
         with gr.Column():
             pair = gr.Textbox(label="Pair (question, prompt or aspect), where they read one", max_length=MAX_CHARACTERS)
@@ -36,7 +33,7 @@ def add_compare(service: Service) -> None:
             button = gr.Button("Compare", variant="primary")
         with gr.Column():
             answers = gr.HTML(_NOTHING, padding=False)
-    gr.Markdown(_memory(service), elem_classes="tl-kbd")
+    memory = gr.Markdown(_memory(service), elem_classes="tl-kbd")
 
     def compare(runs: list[str], text: str, pair: str) -> str:
         with as_message():
@@ -53,10 +50,19 @@ def add_compare(service: Service) -> None:
                 made.append((one, service.predict(one.name, row), time.perf_counter() - started))
         return side_by_side(made, row)
 
+    def refreshed() -> Any:  # with the runs that were trained since
+        return gr.update(choices=_choices(service)), _memory(service)
+
+    page.load(refreshed, None, [chosen, memory], api_visibility="private")
     gr.on(
         [button.click, text.submit], compare, [chosen, text, pair], answers, api_visibility="private",
         show_progress_on=answers,
     )  # fmt: skip
+
+
+def _choices(service: Service) -> list[tuple[str, str]]:
+    recipes = {name: one.recipe for name, one in service.served.items()}
+    return [(f"{name} ({recipe.task.kind}, {recipe.method.kind})", name) for name, recipe in recipes.items()]
 
 
 def side_by_side(made: list[tuple[Served, Prediction, float]], row: Row) -> str:

@@ -35,7 +35,7 @@ _NOTHING = nothing_yet("Choose a run and a table of texts, say who you are, and 
 
 def add_label(service: Service, jobs: Jobs, page: gr.Blocks) -> None:
     folder = jobs.root / ".labels"
-    runs = [name for name, one in service.served.items() if one.recipe.task.kind == "classification"]
+    runs = _runs(service)
     with gr.Row():
         with gr.Column():
             run = gr.Dropdown(runs, value=runs[0] if runs else None, label="Labels and order are those of the run")
@@ -164,9 +164,16 @@ def add_label(service: Service, jobs: Jobs, page: gr.Blocks) -> None:
     undo.click(undone, who, visible, **quick)
     for event in (begin.click, undo.click, *(key.click for key in keys)):
         event(lambda known: _agreement(folder, known), known, agreed, **quick)
-    page.load(lambda: gr.update(choices=_sets(folder)), None, known, **quick)
+    page.load(
+        lambda: (gr.update(choices=_runs(service)), gr.update(choices=_sets(folder))), None, [run, known], **quick
+    )
     export.click(exported, [known, form], written, api_visibility="private")
     again.click(trained, [run, known], told, api_visibility="private")
+
+
+def _runs(service: Service) -> list[str]:
+    """The runs that give each text one label."""
+    return [name for name, one in service.served.items() if one.recipe.task.kind == "classification"]
 
 
 def _sets(folder: Path) -> list[str]:

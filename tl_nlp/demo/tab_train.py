@@ -16,8 +16,9 @@ from tl_nlp.demo.answers import nothing_yet, table
 from tl_nlp.demo.messages import as_message
 from tl_nlp.demo.tab_file import preview
 from tl_nlp.demo.tab_try import add_try
-from tl_nlp.errors import DataError, TLError
+from tl_nlp.errors import DataError, RecipeError, TLError
 from tl_nlp.guessing import Guess, guess
+from tl_nlp.hub import is_id
 from tl_nlp.jobs import Jobs, Progress
 from tl_nlp.planning import Choice, methods_for, recipe_for
 from tl_nlp.recipe import Recipe
@@ -186,6 +187,8 @@ def _recipe(plan: _Plan | None, method: str | None, name: str | None, checkpoint
         raise DataError("choose a table first")
     choice = next((one for one in plan.choices if one.method == method), plan.choices[0])
     asked, named = ((value or "").strip() or None for value in (checkpoint, name))
+    if asked is not None and not is_id(asked):
+        raise RecipeError(f"{asked!r} is no checkpoint of the Hub, as owner/name", "checkpoint")
     return recipe_for(plan.path, plan.guess, choice, asked, named)
 
 
