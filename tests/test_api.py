@@ -122,6 +122,7 @@ def test_fault_25_another_sites_page_is_refused(url: str) -> None:
         assert answer.status == 403 and "https://evil.example may not" in answer.body["error"]
     assert ask(f"{url}/v1/predict", {"text": "good"}, Origin=url).status == 200
     assert ask(f"{url}/v1/predict", {"text": "good"}, Origin="null").status == 403
+    assert ask(f"{url}/").headers["content-security-policy"] == "frame-ancestors 'self'"
     # a name that was bent to this machine's address
     answer = ask(f"{url}/v1/predict", {"text": "good"}, Host=f"evil.example:{host.rpartition(':')[2]}")
     assert answer.status == 403 and "this machine alone" in answer.body["error"]

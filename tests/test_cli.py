@@ -85,6 +85,28 @@ def test_evaluate_prints_the_split_of_the_results(trained: Run, command: Callabl
 
 
 LABELS = 'task.labels=["negative", "positive"]'
+
+
+def test_explain_prints_what_moved_the_answer(trained: Run, command: Callable[..., Answer]) -> None:
+    text = "the film was lovely and it is more"
+    answer = command("explain", trained.folder, text, "--nearest", "2", "--method", "occlusion")
+    assert answer.status == 0, answer.err
+    told = json.loads(answer.out)
+    assert "".join(part["text"] for part in told["parts"]) == text and told["method"] == "occlusion"
+    assert told["target"] == told["answer"]["label"] and told["unit"] == "log-odds"
+    assert len(told["nearest"]) == 2 and told["nearest"][0]["similarity"] >= told["nearest"][1]["similarity"]
+    assert "nearest" not in json.loads(command("explain", trained.folder, text).out)
+
+
+def test_predictions_as_parquet(trained: Run, command: Callable[..., Answer], tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    path = tmp_path / "predictions.parquet"
+    assert command("predict", trained.folder, "a good film", "a dull film", "--output", path).status == 0
+    table = pyarrow.parquet.read_table(path)
+    assert table["id"].to_pylist() == ["0", "1"] and set(table["label"].to_pylist()) <= {"negative", "positive"}
+
+
 CASES = {
     "unknown recipe": (["train", "nosuch"], 2, "no recipe 'nosuch'"),
     "unknown key": (["train", "RECIPE", "training.epoch=1"], 2, "training.epoch: no such key; there are: epochs"),
@@ -114,8 +136,10 @@ CASES = {
     "unknown split": (["evaluate", "RUN", "--split", "dev"], 2, "no split 'dev'; there are: train"),
     "no output folder": (["predict", "RUN", "x", "--output", "nosuch/out.csv"], 2, "there is no folder 'nosuch'"),
     "report an artifact": (["report", "ARTIFACT"], 2, "is an artifact and no run"),
-    "no output format": (["predict", "RUN", "x", "--output", "out.xls"], 2, "written as .jsonl or .csv"),
-    "no finished run": (["demo"], 2, "no finished run under"),
+    "no output format": (["predict", "RUN", "x", "--output", "out.xls"], 2, "written as .jsonl, .csv, .parquet"),
+    "no such method": (["explain", "RUN", "x", "--method", "guessing"], 2, "no 'guessing'; there are: integrated"),
+    "no such label": (["explain", "RUN", "x", "--target", "neutral"], 2, "'neutral'"),
+    "nearest of an artifact": (["explain", "ARTIFACT", "x", "--nearest", "1"], 2, "is an artifact and no run"),
     "open to the network": (["demo", "RUN"], 2, "GRADIO_SERVER_NAME=0.0.0.0 opens the page to the network"),
 }  # fmt: skip
 

@@ -25,6 +25,14 @@ pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no chromium here;
 PHONE = 390  # pixels
 
 
+@pytest.fixture(autouse=True, scope="module")
+def patience() -> None:
+    """The tests share the machine with others."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=30_000)
+
+
 @pytest.fixture(scope="module")
 def runs(tiny_bert: Path, tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     root = tmp_path_factory.mktemp("runs")
@@ -243,10 +251,10 @@ def test_a_file_of_texts_becomes_a_file_of_predictions(page, tmp_path: Path) -> 
         panel.locator("a[download='predictions.parquet']").click()
     table = pyarrow.parquet.read_table(download.value.path())
     assert table["text"].to_pylist() == ["the film was lovely", "=1+1 the film was awful"]
-    file.write_text("id,review\na,\n")
+    file.write_text("id,review\na,\nb,the film was some more\nc,good\n")
     panel.get_by_role("button", name="Clear").first.click()
     upload(panel, file)
-    expect(panel).to_contain_text("1 rows.")
+    expect(panel).to_contain_text("3 rows.")
     panel.get_by_role("button", name="Predict the file").click()
     expect(page.get_by_text("row a: the text is empty")).to_be_visible()
 

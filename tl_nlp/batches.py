@@ -14,6 +14,25 @@ from tl_nlp.types import IGNORED
 Encoded = Any
 """Encoded rows: a `datasets.Dataset` of `Task.encode`'s columns, or anything with `encoded[indices]` → columns."""
 
+
+class Columns:
+    """Encoded rows in memory, indexed as a Dataset is; `lengths` are the tokens of each row's windows, where these hold
+    something else in their place."""
+
+    def __init__(self, columns: dict[str, list[Any]], lengths: list[list[int]] | None = None):
+        self.columns = columns
+        self.lengths = lengths or [[len(window) for window in windows] for windows in columns["input_ids"]]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def select(self, indices: range) -> Columns:
+        return Columns(self[list(indices)], [self.lengths[index] for index in indices])
+
+    def __getitem__(self, indices: list[int]) -> dict[str, list[Any]]:
+        return {name: [values[index] for index in indices] for name, values in self.columns.items()}
+
+
 _FILL = {"input_ids": 0, "token_type_ids": 0, "sentence_ids": -1, "sides": 0}
 _GROUP = 50  # batches that are shuffled together and sorted by length; more pad less and mix less
 

@@ -12,29 +12,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
+from tl_nlp.batches import Columns, Encoded, budgeted, collate, window_lengths
 from tl_nlp.families import head_modules, in_head
 from tl_nlp.feature_cache import FeatureCache, row_keys
 from tl_nlp.hardware import inferring, is_half
 from tl_nlp.heads import Head
 
 MAX_BYTES = 2 * 10**9  # of features in memory; beyond, the backbone runs every epoch
-
-
-class Features:
-    """Encoded rows with the backbone's states (`features`) in the place of token ids; indexed as a Dataset is."""
-
-    def __init__(self, columns: dict[str, list[Any]], lengths: list[list[int]]):
-        self.columns, self.lengths = columns, lengths
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def select(self, indices: range) -> Features:
-        return Features(self[list(indices)], [self.lengths[index] for index in indices])
-
-    def __getitem__(self, indices: list[int]) -> dict[str, list[Any]]:
-        return {name: [values[index] for index in indices] for name, values in self.columns.items()}
 
 
 def is_cacheable(model: Any, learning: set[str], rows: list[Encoded], means: bool = False) -> bool:
@@ -53,7 +37,7 @@ def is_cacheable(model: Any, learning: set[str], rows: list[Encoded], means: boo
 
 def compute(
     model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, means: bool = False
-) -> Features:
+) -> Columns:
     """The last states of the backbone in eval mode, as float32 of shape (positions, hidden) for each window.
 
     Where the head reads only a window's first state, as BERT's does, only that one is kept; where it reads only their
@@ -70,7 +54,7 @@ def compute(
                 windows_of[row].append(window[:n_tokens].copy())
     kept = ("labels", "sentence_ids", "sides", "surface", "group")
     columns = {name: encoded[name][:] for name in encoded.column_names if name in kept}
-    return Features({"features": windows_of, "lengths": lengths, **columns}, lengths)
+    return Columns({"features": windows_of, "lengths": lengths, **columns}, lengths)
 
 
 def embeddings(model: Any, encoded: Encoded, pad_id: int, precision: str, description: str) -> np.ndarray:

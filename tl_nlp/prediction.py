@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from tl_nlp.artifact import load_beside, load_trained
-from tl_nlp.batches import Encoded, budgeted, collate, window_lengths
+from tl_nlp.batches import Columns, Encoded, budgeted, collate, window_lengths
 from tl_nlp.errors import DataError, RunError
 from tl_nlp.hardware import best_device, inferring
 from tl_nlp.heads import head_of
@@ -95,14 +95,12 @@ class Predictor:
         return [as_json(prediction, row) for row, prediction in predictions]
 
     def _predict(self, values: dict[str, list[Any]], bar: Any = None) -> list[Prediction]:
-        from datasets import Dataset
-
         for row, text in zip(values["id"], values["text"], strict=True):
             if not isinstance(text, str) or not text.strip():
                 raise DataError(f"row {row}: the text is empty; there is nothing to predict from")
         if not values["text"]:
             return []
-        encoded = Dataset.from_dict(self.task.encode(values, self.tokenizer))
+        encoded = Columns(self.task.encode(values, self.tokenizer))
         return self.task.decode(self.infer(encoded, bar), values, self.tokenizer)
 
     def activate(self) -> None:

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_BYTES = {"/v1/predict": 4 * 10**6, "": 21 * 10**6}
@@ -42,7 +42,20 @@ class Guard:
         if scope["type"] in ("http", "websocket") and (refusal := self._refusal(scope)) is not None:
             await _answer(send, *refusal)
         else:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, self._marked(send))
+
+    def _marked(self, send: Send) -> Send:
+        """Adds to every answer that no page of others may frame it, and that its kind is not to be guessed."""
+        headers = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"same-origin")]
+        if not self._rules.is_public:  # a Space is shown in a frame
+            headers.append((b"content-security-policy", b"frame-ancestors 'self'"))
+
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), *headers]}
+            await send(message)
+
+        return marked
 
     def _refusal(self, scope: Scope) -> tuple[int, str, dict[str, str]] | None:
         rules, path = self._rules, scope["path"]
