@@ -92,8 +92,18 @@ def ask(page, tab: str, text: str):
     return panel
 
 
-def upload(panel, path: Path, place: int = 0) -> None:
-    panel.locator("input[type=file]").nth(place).set_input_files(str(path))
+def upload(panel, path: Path) -> None:
+    """Chooses a file; what is drawn anew at that moment loses it, as a person would see."""
+    from playwright.sync_api import TimeoutError
+
+    for _ in range(3):
+        panel.locator("input[type=file]").first.set_input_files(str(path))
+        try:
+            panel.get_by_text(path.name).first.wait_for(timeout=5_000)
+            return
+        except TimeoutError:
+            continue
+    raise AssertionError(f"{path.name} is not taken")
 
 
 def test_there_is_a_tab_for_each_run_and_for_what_goes_over_all(page) -> None:
