@@ -38,7 +38,9 @@ def theme() -> gr.Theme:
 
 # Blue and orange are told apart by nearly everybody (Okabe & Ito 2008), and no mark is told by its colour alone
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container { max-width: min(1180px, 100vw) !important; margin: 0 auto !important; }
+.gradio-container :is(.main, .wrap, main, .column, .tabs, .tabitem, .block) { min-width: 0; }
+.gradio-container .gallery, .gradio-container .table-wrap { max-width: 100%; overflow-x: auto; }
 .tl-answer { min-height: 9.5rem; padding: .75rem 1rem; line-height: 1.6; overflow-wrap: anywhere;
   background: var(--block-background-fill); border: 1px solid var(--border-color-primary);
   border-radius: var(--block-radius); }
@@ -64,6 +66,8 @@ mark.tl-down { background: rgba(230, 159, 0, .25); border-bottom: 2px dotted #b4
 .tl-kbd { font-size: .85rem; color: var(--body-text-color-subdued); }
 kbd { border: 1px solid var(--border-color-primary); border-radius: .25rem; padding: 0 .3rem; font-size: .85em; }
 iframe.tl-report { width: 100%; height: 75vh; border: 1px solid var(--border-color-primary); background: white; }
+button[role="tab"].selected { color: var(--primary-700) !important; }
+.dark button[role="tab"].selected { color: var(--primary-300) !important; }
 .tl-charts { display: flex; flex-wrap: wrap; gap: .75rem; }
 .tl-answer svg { background: white; border-radius: .4rem; max-width: 100%; height: auto; }
 @media (max-width: 640px) { .tl-bar { grid-template-columns: minmax(4rem, 34%) 1fr 3rem; } }
