@@ -6,18 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from conftest import (
-    BAD,
-    CHROMIUM,
-    GOOD,
-    ROOT,
-    browsing,
-    opened_page,
-    review_rows,
-    served_page,
-    tiny_recipe,
-    write_jsonl,
-)
+from conftest import BAD, CHROMIUM, GOOD, ROOT, browsing, chromium, review_rows, served_page, tiny_recipe, write_jsonl
 
 from tl_nlp import Run, train
 
@@ -72,8 +61,14 @@ def url(runs: list[Run]) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def page(url: str) -> Iterator[object]:
-    with browsing(url) as page:
+def browser() -> Iterator[object]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def page(browser, url: str) -> Iterator[object]:
+    with browsing(browser, url) as page:
         yield page
 
 
@@ -117,7 +112,7 @@ def upload(panel, path: Path) -> None:
     for _ in range(3):
         panel.locator("input[type=file]").first.set_input_files(str(path))
         try:
-            panel.get_by_text(path.name).first.wait_for(timeout=5_000)
+            panel.get_by_role("row", name=re.compile(re.escape(path.name))).first.wait_for(timeout=5_000)
             return
         except TimeoutError:
             continue
@@ -280,7 +275,8 @@ def test_a_file_of_texts_becomes_a_file_of_predictions(page, tmp_path: Path) -> 
     table = pyarrow.parquet.read_table(download.value.path())
     assert table["text"].to_pylist() == ["the film was lovely", "=1+1 the film was awful"]
     file.write_text("id,review\na,\nb,the film was some more\nc,good\n")
-    panel.get_by_role("button", name="Clear").first.click()
+    page.reload()
+    panel = go(page, "labels", "A file")
     upload(panel, file)
     expect(panel).to_contain_text("3 rows.")
     panel.get_by_role("button", name="Predict the file").click()
@@ -298,6 +294,7 @@ def test_what_cannot_be_read_is_a_message(page, tmp_path: Path) -> None:
     expect(panel.get_by_test_id("label")).to_be_visible()
     broken = tmp_path / "broken.parquet"
     broken.write_bytes(b"no parquet")
+    page.reload()
     panel = go(page, "labels", "A file")
     upload(panel, broken)
     expect(page.get_by_text("is no parquet file").first).to_be_visible()
@@ -324,7 +321,6 @@ def test_labels_by_keys(page, tmp_path: Path) -> None:
     page.get_by_role("option", name="labels", exact=True).click()
     panel.get_by_label("Who are you?").fill("ann")
     upload(panel, texts)
-    panel.get_by_text("to label.jsonl").first.wait_for()
     panel.get_by_role("button", name="Begin", exact=True).click()
     expect(panel).to_contain_text("0 of 8 labelled by you.")
     expect(panel.get_by_role("button", name="1 negative")).to_be_visible()
@@ -365,7 +361,7 @@ def test_labels_by_keys(page, tmp_path: Path) -> None:
     expect(panel.get_by_test_id("status")).to_have_text(re.compile("labels: finished"), timeout=120_000)
 
 
-def test_from_a_table_to_a_model_that_answers(url: str, tmp_path: Path) -> None:
+def test_from_a_table_to_a_model_that_answers(browser, url: str, tmp_path: Path) -> None:
     """Guessed, checked, trained, watched over a reload, stopped, gone on with, and tried."""
     from playwright.sync_api import expect
 
@@ -373,7 +369,7 @@ def test_from_a_table_to_a_model_that_answers(url: str, tmp_path: Path) -> None:
     lines = [f'"{row["text"]}",{row["target"]}\n' for row in review_rows(150)]
     file = tmp_path / "mine.csv"
     file.write_text("review,stars\n" + "".join(lines))
-    with browsing(url) as page:
+    with browsing(browser, url) as page:
         panel = go(page, "Train")
         upload(panel, file)
         expect(panel).to_contain_text("150 rows of about")
@@ -381,7 +377,7 @@ def test_from_a_table_to_a_model_that_answers(url: str, tmp_path: Path) -> None:
         expect(panel.get_by_label("Column of the answers")).to_have_value("stars")
         panel.get_by_role("button", name="Check the data").click()
         expect(panel).to_contain_text("train 1")
-        panel.get_by_label(re.compile("^All weights")).check()
+        panel.get_by_role("radio", name=re.compile("^All weights")).check()
         panel.get_by_role("button", name="Train", exact=True).click()
         status = panel.get_by_test_id("status")
         expect(status).to_have_text("mine: running")
@@ -415,13 +411,13 @@ _WIDE = """width => [...document.querySelectorAll("body *")]
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [PHONE, 1100], ids=["phone", "desk"])
-def test_everybody_can_read_it(url: str, width: int, dark: bool) -> None:
+def test_everybody_can_read_it(browser, url: str, width: int, dark: bool) -> None:
     """Nothing scrolls sideways, and axe finds nothing against WCAG 2.1 A and AA, in every tab and with answers."""
     from axe_playwright_python.sync_playwright import Axe
 
     axe, found = Axe(), []
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
-    with browsing(url, width, dark) as page:
+    with browsing(browser, url, width, dark) as page:
         for tabs in TABS:
             panel = go(page, *tabs)
             if tabs[-1] == "Try":
@@ -439,8 +435,9 @@ def test_everybody_can_read_it(url: str, width: int, dark: bool) -> None:
     assert not found, "\n".join(map(str, found))
 
 
-def test_without_a_run_it_begins_with_training(tmp_path: Path) -> None:
-    with opened_page(ROOT / "app.py", TL_NLP_RUNS=str(tmp_path / "none")) as page:
+def test_without_a_run_it_begins_with_training(browser, tmp_path: Path) -> None:
+    environment = {"TL_NLP_RUNS": str(tmp_path / "none")}
+    with served_page(ROOT / "app.py", **environment) as url, browsing(browser, url) as page:
         panel = go(page, "Train")
         assert "Choose a table." in panel.inner_text() and "No training yet." in panel.inner_text()
 

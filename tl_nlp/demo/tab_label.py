@@ -156,7 +156,11 @@ def add_label(service: Service, jobs: Jobs, page: gr.Blocks) -> None:
     begin.click(
         begun, [*who, strategy, upload], [*visible, known, upload], api_visibility="private", show_progress_on=shown
     )
-    quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "once"}
+    # keys come faster than answers: none is lost, and each is of the text that is shown by then
+    quick: dict[str, Any] = {
+        "api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple",
+        "concurrency_id": "labelling", "concurrency_limit": 1,
+    }  # fmt: skip
     for key in keys:
         key.click(by_key, [*who, at, key], visible, **quick)
     others.input(given, [*who, at, others], visible, **quick)

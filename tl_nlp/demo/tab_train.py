@@ -91,28 +91,31 @@ def add_train(service: Service, jobs: Jobs, page: gr.Blocks) -> None:
         )
     checked.click(_checked, [plan, method], findings, api_visibility="private", show_progress_on=findings)
 
-    def begin(plan: _Plan | None, method: str | None, name: str | None, checkpoint: str | None) -> Any:
+    clock = gr.Timer(_EVERY, active=False)  # while there is something to watch
+    watched = [progress, listed, clock]
+
+    def watch(job: str | None) -> list[Any]:
+        """What `watched` shows; the list of runs changes when a training ends."""
+        is_going = job is not None and jobs.get(job).status in ("queued", "running")
+        return [_shown(jobs, job), gr.update() if is_going else _runs(jobs), gr.Timer(active=is_going)]
+
+    def begin(plan: _Plan | None, method: str | None, name: str | None, checkpoint: str | None) -> list[Any]:
         with as_message():
             job = jobs.add(_recipe(plan, method, name, checkpoint), plan.path if plan else None)
-        return gr.update(choices=_names(jobs), value=job.id), _shown(jobs, job.id)
+        return [gr.update(choices=_names(jobs), value=job.id), *watch(job.id)]
 
-    def at(job: str | None, tried: str) -> Any:
-        return _shown(jobs, job), _runs(jobs)
-
-    def opened() -> Any:
+    def opened() -> list[Any]:
         named = _names(jobs)
         job = next((one.id for one in reversed(jobs.all()) if one.status == "running"), named[0][1] if named else None)
-        return gr.update(choices=named, value=job), _shown(jobs, job), _runs(jobs)
+        return [gr.update(choices=named, value=job), *watch(job)]
 
-    def stop(job: str | None) -> str:
+    def stop(job: str | None) -> list[Any]:
         with as_message():
-            jobs.cancel(_one(job))
-        return _shown(jobs, job)
+            return watch(jobs.cancel(_one(job)).id)
 
-    def go_on(job: str | None) -> str:
+    def go_on(job: str | None) -> list[Any]:
         with as_message():
-            jobs.resume(_one(job))
-        return _shown(jobs, job)
+            return watch(jobs.resume(_one(job)).id)
 
     def served(job: str | None) -> str:
         with as_message():
@@ -121,13 +124,13 @@ def add_train(service: Service, jobs: Jobs, page: gr.Blocks) -> None:
                 raise DataError(f"this training is {found.status}; what has finished can be tried")
             return service.add(found.folder).name
 
-    start.click(begin, [plan, method, name, checkpoint], [chosen, progress], api_visibility="private")
-    chosen.input(at, [chosen, tried], [progress, listed], api_visibility="private")
-    cancel.click(stop, chosen, progress, api_visibility="private")
-    resume.click(go_on, chosen, progress, api_visibility="private")
+    start.click(begin, [plan, method, name, checkpoint], [chosen, *watched], api_visibility="private")
+    chosen.input(watch, chosen, watched, api_visibility="private")
+    cancel.click(stop, chosen, watched, api_visibility="private")
+    resume.click(go_on, chosen, watched, api_visibility="private")
     use.click(served, chosen, tried, api_visibility="private")
-    page.load(opened, None, [chosen, progress, listed], api_visibility="private")
-    gr.Timer(_EVERY).tick(at, [chosen, tried], [progress, listed], api_visibility="private", show_progress="hidden")
+    page.load(opened, None, [chosen, *watched], api_visibility="private")
+    clock.tick(watch, chosen, watched, api_visibility="private", show_progress="hidden")
 
     @gr.render(inputs=tried)
     def try_it(name: str) -> None:
