@@ -54,8 +54,9 @@ CSS = """
 .tl-tick { position: absolute; top: -.2rem; bottom: -.2rem; width: 2px; background: var(--body-text-color); }
 .tl-share { text-align: right; font-variant-numeric: tabular-nums; }
 .tl-table table { border-collapse: collapse; width: 100%; }
-.tl-table th, .tl-table td { text-align: left; padding: .35rem .6rem; vertical-align: top; border: 0 !important;
-  border-bottom: 1px solid var(--border-color-primary) !important; }
+.tl-table :is(table, thead, tbody, tr, th, td) { border: 0 !important; }
+.tl-table :is(th, td) { text-align: left; padding: .35rem .6rem; vertical-align: top; }
+.tl-table :is(th, td) { border-bottom: 1px solid var(--border-color-primary) !important; }
 .tl-table { overflow-x: auto; }
 .tl-answer mark { color: inherit; border-radius: .2rem; padding: 0 .1rem; }
 mark.tl-chosen { background: rgba(29, 111, 184, .22); border-bottom: 2px solid #1d6fb8; }

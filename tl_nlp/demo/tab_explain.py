@@ -23,10 +23,7 @@ _NOTHING = nothing_yet("Which words speak for the answer, and which against it, 
 _MARKED_FROM = 0.08  # of the largest effect
 _DARKEST = 0.5  # of the colour of a mark: the text on it stays readable in light and dark
 _MOST_ROWS = 5_000  # of training, that are looked through for those alike
-_BY = {
-    "integrated_gradients": "integrated gradients: exact and slow",
-    "occlusion": "occlusion: each word hidden in turn",
-}
+_BY = {"integrated_gradients": "integrated gradients", "occlusion": "occlusion: each word hidden in turn"}
 
 
 def add_explain(service: Service, served: Served, tried: Inputs, tab: gr.Tab) -> None:
