@@ -188,4 +188,10 @@ def _loaded(recipe: Recipe, folder: Path) -> tuple[Any, Any]:
         model = recipe.method.load(load_base(recipe, locate(recipe.checkpoint)), folder)
     else:
         model = load_base(recipe, checked(folder), trained=True)
-    return model.eval(), load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    n_tokens = without_peft(model).get_input_embeddings().weight.shape[0]
+    if (highest := max(tokenizer.get_vocab().values(), default=0)) >= n_tokens:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has a token {highest}, and its model has {n_tokens:,} of them"
+        )
+    return model.eval(), tokenizer

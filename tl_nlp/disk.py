@@ -3,6 +3,7 @@ absent."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -31,7 +32,7 @@ def room(folder: Path, n_bytes: int, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_full(error):
+        if isinstance(error, NoRoomError) or not _is_full(error):
             raise
         raise _no_room(folder, n_bytes, what, f" ({error})") from None
 
@@ -69,7 +70,7 @@ def write_text(path: Path, text: str) -> None:
 def writing(folder: Path) -> Iterator[Path]:
     """A folder to write into that becomes `folder` once the block ends well: complete or absent.
 
-    One that is there before is moved aside first and removed last.
+    One that is there before changes places with it, in one call of the system where it has such a call.
     """
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
     for left in (partial, old):
@@ -83,11 +84,22 @@ def writing(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    if folder.exists():
+    if folder.exists() and not _exchanged(partial, folder):
         folder.replace(old)
-    partial.replace(folder)
+    if not folder.exists():
+        partial.replace(folder)
     sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    for left in (partial, old):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether the two have changed places: renameat2 of Linux, on file systems that know it."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and not rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)
+
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
 
 
 @contextmanager

@@ -54,6 +54,8 @@ def train_one(recipe: Recipe | Run, *, root: Path | None = None, weights_only: b
     Under `accelerate launch` every process calls this and returns the same run.
     """
     if isinstance(recipe, Run) and recipe.is_finished:
+        if not recipe.report_file.is_file():  # killed behind the results
+            write_report(recipe)
         return recipe
     accelerator = Accelerator()
     with ExitStack() as held:

@@ -67,6 +67,8 @@ class Adapter(Method):
             raise CheckpointError(f"{folder} holds no {FILE}")
         weights_bytes([file])
         tensors = load_file(file)
+        if not any(self.size in tensor.shape for tensor in tensors.values()):  # before memory is taken for it
+            raise CheckpointError(f"the adapter {file} does not fit its recipe: no weight in it is {self.size} wide")
         model = self.apply(model, head_modules(model))
         own = self._own(model)
         refuse_other_weights(file, set(tensors), set(own))
