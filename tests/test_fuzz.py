@@ -18,7 +18,7 @@ from tl_nlp.run import all_runs, differences
 from tl_nlp.tables import MAX_CHARACTERS, Rejects, read_table
 
 BOUNDED = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 BASE = tiny_recipe(Path("checkpoint"), Path("rows.csv"))
 
@@ -30,7 +30,6 @@ trainings = st.builds(
     schedule=st.sampled_from(["linear", "cosine", "constant", "one_cycle"]),
     warmup=st.floats(0, 0.99),
     max_grad_norm=st.none() | st.floats(1e-6, 1e6),
-    patience=st.none() | st.integers(1, 100),
     skip_bad_steps=st.integers(0, 1000),
     class_weights=st.none() | st.dictionaries(st.text(min_size=1), st.floats(1e-3, 1e3), min_size=1, max_size=3),
     seed=st.integers(-(2**40), 2**40),
@@ -49,7 +48,7 @@ def test_a_recipe_is_its_json(training: Training, note: str | None) -> None:
 
 
 @BOUNDED
-@given(training=trainings, field=st.sampled_from(["epochs", "batch_size", "lr", "schedule", "seed", "patience"]))
+@given(training=trainings, field=st.sampled_from(["epochs", "batch_size", "lr", "schedule", "seed", "max_grad_norm"]))
 def test_an_override_is_the_value_it_names(training: Training, field: str) -> None:
     value = getattr(training, field)
     recipe = BASE.override(f"training.{field}={'null' if value is None else value}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tl_nlp.disk import room, writing
+from tl_nlp.disk import remove, room, writing
 from tl_nlp.errors import RunError
 from tl_nlp.run import Run
 
@@ -61,7 +60,7 @@ def write(run: Run, step: int, state: State, keep: set[int]) -> None:
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), "utf-8")
     for other in run.checkpoint_steps():
         if other not in keep:
-            shutil.rmtree(run.checkpoint_dir(other))
+            remove(run.checkpoint_dir(other))
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

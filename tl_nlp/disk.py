@@ -93,6 +93,14 @@ def writing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def remove(folder: Path) -> None:
+    """Removes a folder: at any moment it is there whole, or not under its name any more."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.replace(old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _exchanged(one: Path, other: Path) -> bool:
     """Whether the two have changed places: renameat2 of Linux, on file systems that know it."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)

@@ -10,7 +10,7 @@ from typing import Any
 from tl_nlp.errors import CheckpointError, HubError
 from tl_nlp.packages import package_folder
 from tl_nlp.recipe import Checkpoint
-from tl_nlp.untrusted import refuse_config, refuse_index
+from tl_nlp.untrusted import read_json, refuse_config, refuse_index
 
 _DESCRIPTION = ["*.json", "*.txt", "*.model"]
 """The files of a repository that tell what its checkpoint is."""
@@ -97,6 +97,9 @@ def checked(folder: Path, with_weights: bool = True) -> Path:
             f"{folder} holds no *.safetensors; other weight formats can execute code and are not read"
         )
     _refuse_configs(folder)
+    family = read_json(folder / "config.json").get("model_type", "")
+    if not isinstance(family, str):
+        raise CheckpointError(f"{folder / 'config.json'} has 'model_type' {family!r}, which names no family")
     index = folder / "model.safetensors.index.json"
     if index.is_file() and with_weights:
         refuse_index(index)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -185,7 +185,7 @@ class Run:
         path = self.folder / "data.json"
         return _read(path) if path.is_file() else {}
 
-    def log(self, step: int, epoch: float, split: str, values: dict[str, float] | dict[str, str]) -> None:
+    def log(self, step: int, epoch: float, split: str, values: Mapping[str, float | str]) -> None:
         """Adds a line to metrics.jsonl: of the splits that are scored, and of what befell ("bad_step", "memory")."""
         line = {"step": step, "epoch": round(epoch, 4), "split": split, "values": values}
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -259,14 +259,18 @@ class Run:
         pyarrow.parquet.write_table(table, self.folder / _HASHES)
 
     def trained_hashes(self) -> np.ndarray:
-        """Hashes of the rows it learned from or was chosen by; none where the run does not know."""
+        """Hashes of the rows it learned from or was chosen by; none where the run does not know. Raises RunError."""
+        import pyarrow as pa
         import pyarrow.parquet
 
         path = self.folder / _HASHES
         if not path.is_file():
             return np.empty(0, np.uint64)
-        table = pyarrow.parquet.read_table(path)
-        return table["hash"].to_numpy()[np.isin(table["split"].to_pylist(), ["train", "validation"])]
+        try:
+            table = pyarrow.parquet.read_table(path)
+            return table["hash"].to_numpy()[np.isin(table["split"].to_pylist(), ["train", "validation"])]
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise RunError(f"{path} cannot be read: {error}") from None
 
     @property
     def growth_file(self) -> Path:
@@ -296,11 +300,11 @@ class Run:
         return sorted(int(path.name[5:]) for path in (self.folder / "checkpoints").glob("step-[0-9]*"))
 
     def forget_partial_checkpoints(self) -> list[str]:
-        """Removes what a kill has left of checkpoints that were being written or replaced; their names."""
+        """Removes what a kill has left of checkpoints that were being written or removed; the names of the former."""
         left = sorted((self.folder / "checkpoints").glob(".step-*"))
         for path in left:
             shutil.rmtree(path, ignore_errors=True)
-        return [path.name for path in left]
+        return [path.name for path in left if path.suffix == ".partial"]
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
         disk.write_text(self.folder / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
