@@ -59,11 +59,20 @@ def plant(folder: Path, canary: Path) -> None:
             (folder / name).write_bytes(pickle.dumps(Trap(canary)))
 
 
-@pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("method", "served"),
+    [("full", False), *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in ("full", "lora"))],
+)
 def test_fault_18_no_pickle_is_ever_opened(
-    method: str, tiny_bert: Path, reviews: Path, tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    served: bool,
+    tiny_bert: Path,
+    reviews: Path,
+    tmp_path: Path,
+    canary: Path,
+    monkeypatch: pytest.MonkeyPatch,
     command: Callable[..., Answer],
-) -> None:  # fmt: skip
+) -> None:
     """Beside weights, in a run and in its checkpoints: through train, resume, evaluate, predict and the page."""
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(tiny_bert, checkpoint)
@@ -76,6 +85,8 @@ def test_fault_18_no_pickle_is_ever_opened(
     plant(run.model_dir, canary)
     for words in (["evaluate", run.folder], ["predict", run.folder, "a good film"], ["predict", run.model_dir, "good"]):
         assert command(*words).status == 0
+    if not served:
+        return
     with running(Service([run.folder])) as url:
         assert ask(f"{url}/v1/predict", {"text": "a good film"}).status == 200
     assert train(tiny_recipe(run.folder, reviews)).is_finished  # a run as the checkpoint of another
