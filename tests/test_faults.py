@@ -272,9 +272,10 @@ def test_fault_10_out_of_memory_halves_the_pass_and_not_the_batch(tiny_bert: Pat
     recipe = tiny_recipe(tiny_bert, write_jsonl(tmp_path / "rows.jsonl", rows), task).override(
         "training.epochs=2", "training.batch_size=256", "training.device_batch_size=256"
     )
-    warm, run = (Run.create(recipe.override(f"name={name}")) for name in ("warm", "limited"))
+    run = Run.create(recipe)
+    warm = Run.create(recipe.override("name=warm", "training.device_batch_size=8"))  # leaves little memory to use again
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, str(warm.folder), str(run.folder), str(250_000_000)],
+        [sys.executable, "-c", LIMITED, str(warm.folder), str(run.folder), str(120_000_000)],
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
