@@ -90,7 +90,7 @@ def main(n_kills: int = 50, seed: int = 0) -> None:
             checkpoint=Checkpoint(name=str(small_checkpoint(folder / "checkpoint"))),
             data=Files(path=write_jsonl(folder / "rows.jsonl", review_rows(300))),
             task={"kind": "classification", "max_length": 64},
-            training=TINY.model_copy(update={"epochs": n_kills, "save_every": 0.1, "dropout": 0.1}),
+            training=TINY.model_copy(update={"epochs": n_kills / 3, "save_every": 0.1, "dropout": 0.1}),
         )
         run = Run.create(recipe)
         places = {"inside": 0, "between": 0}

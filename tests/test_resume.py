@@ -3,12 +3,12 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import Answer, recipe_file, review_rows, tiny_recipe, tl_nlp, write_jsonl
 from interruptions import assert_same, killed_beyond, stopped_at, until
@@ -80,7 +80,7 @@ def test_fault_01_two_processes_go_on_to_the_same_bytes(recipe: Recipe, tmp_path
             [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
              "--mixed_precision=no", "--dynamo_backend=no", "--num_cpu_threads_per_process=1", "--main_process_port=0",
              "-m", "tl_nlp", "train", str(target)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "TL_NLP_RUNS": str(runs), "ACCELERATE_USE_CPU": "true"},
         )  # fmt: skip
 
@@ -91,7 +91,8 @@ def test_fault_01_two_processes_go_on_to_the_same_bytes(recipe: Recipe, tmp_path
     run = Run.create(recipe, tmp_path / "killed")
     process = launched(run.folder, tmp_path)
     until(lambda: run.checkpoint_steps()[-1:] > [4], process)
-    os.killpg(process.pid, signal.SIGKILL)
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:  # workers first: they end in a step
+        one.kill()
     process.communicate()
     assert not run.is_finished
     process = launched(run.folder, tmp_path)
