@@ -111,7 +111,7 @@ def test_training_moves_the_logits(tiny_bert: Path, reviews: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "ia3", "adapter"])
-def test_a_damaged_adapter_is_refused(kind: str, tiny_bert: Path, reviews: Path) -> None:
+def test_fault_20_a_damaged_adapter_is_refused(kind: str, tiny_bert: Path, reviews: Path) -> None:
     run = train(tiny_recipe(tiny_bert, reviews, method=kind))
     (file,) = run.model_dir.glob("*.safetensors")
     tensors = load_file(file)

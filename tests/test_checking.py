@@ -76,7 +76,7 @@ def test_a_text_twice_in_training_with_two_labels() -> None:
     assert findings["contradictions"].examples == ["train-1", "train-10"]
 
 
-def test_one_author_on_both_sides() -> None:
+def test_fault_16_one_author_on_both_sides() -> None:
     rows = plain_splits()
     for split, theirs in rows.items():
         for n, row in enumerate(theirs):
@@ -98,7 +98,7 @@ def test_labels_that_are_spelt_in_two_ways() -> None:
     assert any("'negatve' (1 rows) may be 'negative'" in message for message in messages)
 
 
-def test_a_split_of_one_class_a_rare_label_and_an_unseen_one() -> None:
+def test_fault_16_a_split_of_one_class_a_rare_label_and_an_unseen_one() -> None:
     rows = plain_splits()
     for row in rows["test"]:
         row["target"] = "x"
@@ -188,7 +188,7 @@ def test_check_and_its_cleaned_copy(tiny_bert: Path, tmp_path: Path, command: Ca
     assert any("[e-mail address]" in text for split in again.values() for text in split["text"])
 
 
-def test_a_broken_line_is_a_counted_reject_of_the_run(tiny_bert: Path, tmp_path: Path) -> None:
+def test_fault_15_a_broken_line_is_a_counted_reject_of_the_run(tiny_bert: Path, tmp_path: Path) -> None:
     from tl_nlp import train
 
     path = write_jsonl(tmp_path / "rows.jsonl", review_rows(200))
@@ -294,7 +294,7 @@ def test_a_cleaned_copy_leaks_no_author_and_is_trained_on(
     assert len(cleaned["test"]) == 40
 
 
-def test_long_texts_that_are_cut_are_told_from_end_to_end(
+def test_fault_16_long_texts_that_are_cut_are_told_from_end_to_end(
     tiny_bert: Path, tmp_path: Path, command: Callable[..., Answer]
 ) -> None:
     rows = [{"text": " ".join(["film"] * 102 + [str(n % 97), "good"]), "target": "xy"[n % 2]} for n in range(90)]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from tl_nlp import Run, checkpoints, train
 from tl_nlp.components import find_kind, kinds
-from tl_nlp.errors import RecipeError
+from tl_nlp.errors import RecipeError, RunError
 from tl_nlp.recipe import Augmentation, Training
 
 
@@ -71,6 +71,9 @@ CASES = dict(
         _training("eval_every", 0.5, seen="validations"),
         _training("save_every", 0.25, seen="checkpoints"),
         _training("patience", 1, "training.epochs=4", "training.lr=1e-12", seen="validations"),
+        _training(
+            "skip_bad_steps", 1000, 'training.class_weights={"negative": 3e38}', "training.batch_size=2", seen="end"
+        ),
         _training("seed", 1),
         _method("full", "embeddings", "false"),
         _method("top_layers", "n_blocks", 1),
@@ -145,7 +148,10 @@ def train_and_look(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "write", written)
         patch.setattr(BertAttention, "forward", passed)
-        return looked_at(train(recipe), counts)
+        try:
+            return {**looked_at(train(recipe), counts), "end": "finished"}
+        except RunError as error:
+            return {"end": str(error)}
 
 
 @pytest.mark.parametrize("field", fields())

@@ -76,7 +76,7 @@ def test_a_hub_that_is_out_of_reach_is_one_sentence(reviews: Path, tmp_path: Pat
         ({"tokenizer.json": None, "tokenizer_config.json": None}, "holds no tokenizer: none of tokenizer.json"),
     ],
 )
-def test_a_strangers_checkpoint_is_refused(
+def test_fault_19_a_strangers_checkpoint_is_refused(
     tiny_bert: Path, reviews: Path, tmp_path: Path, change: dict[str, bytes | None], message: str
 ) -> None:
     folder = tmp_path / "stranger"
@@ -89,7 +89,7 @@ def test_a_strangers_checkpoint_is_refused(
         train(tiny_recipe(folder, reviews))
 
 
-def test_weights_that_the_backbone_lacks_are_refused(tiny_bert: Path, reviews: Path, tmp_path: Path) -> None:
+def test_fault_20_weights_that_the_backbone_lacks_are_refused(tiny_bert: Path, reviews: Path, tmp_path: Path) -> None:
     folder = tmp_path / "half"
     shutil.copytree(tiny_bert, folder)
     tensors = load_file(folder / "model.safetensors")
@@ -202,7 +202,7 @@ def test_artifacts_open_with_plain_transformers_and_peft(tiny_bert: Path, review
         assert list(ours.probabilities.values()) == pytest.approx(plain, abs=1e-5)
 
 
-def test_a_damaged_artifact_is_refused(tiny_bert: Path, reviews: Path) -> None:
+def test_fault_20_a_damaged_artifact_is_refused(tiny_bert: Path, reviews: Path) -> None:
     run = train(tiny_recipe(tiny_bert, reviews))
     tensors = load_file(run.model_dir / "model.safetensors")
     del tensors["classifier.weight"]

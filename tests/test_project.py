@@ -35,6 +35,17 @@ def test_the_readmes_tree_is_the_disks() -> None:
             assert {f"tl_nlp/{parts[1]}", f"tl_nlp/{parts[1]}/"} & named, path
 
 
+def test_every_promise_names_its_test() -> None:
+    promised = re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text())
+    there = {
+        name for path in (ROOT / "tests").glob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert len(promised) > 30
+    assert set(promised) <= there, set(promised) - there
+    for fault in range(1, 21):  # of the list of faults that the service must survive
+        assert any(f"_{fault:02}_" in name for name in there if name.startswith("test_fault_")), fault
+
+
 def test_the_public_names() -> None:
     assert package.__all__ == [
         "Checkpoint", "Licence", "Predictor", "Recipe", "Run", "Training", "evaluate", "load_recipe", "train",

@@ -102,7 +102,7 @@ def test_what_is_missing_is_named(tmp_path: Path, choices: dict, message: str) -
     assert "row of the file" not in str(caught.value)
 
 
-def test_unusable_rows_are_left_out_while_they_are_few(tmp_path: Path) -> None:
+def test_fault_13_unusable_rows_are_left_out_while_they_are_few(tmp_path: Path) -> None:
     rows = review_rows(30)
     rows[7]["text"], rows[9]["text"] = "  ", "a\0b"
     path = write(tmp_path, rows)
@@ -134,7 +134,7 @@ def test_near_equal_texts_share_a_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("planted", ["equal", "one word changed", "author"])
-def test_a_leak_between_given_splits_stops_or_is_dropped(tmp_path: Path, planted: str) -> None:
+def test_fault_16_a_leak_between_given_splits_stops_or_is_dropped(tmp_path: Path, planted: str) -> None:
     def text(n: int) -> str:
         return " ".join(f"{part}{n}" for part in "abcdefghijklmnopqrst")
 
@@ -236,7 +236,7 @@ def test_ids_that_are_there_again_get_a_number(tmp_path: Path) -> None:
     assert len({row for split in splits.values() for row in split["id"]}) == 40
 
 
-def test_targets_that_are_blank_or_no_number_are_rejects(tmp_path: Path) -> None:
+def test_fault_14_targets_that_are_blank_or_no_number_are_rejects(tmp_path: Path) -> None:
     path = write(tmp_path, [{"text": f"text {n}", "target": str(n % 2)} for n in range(300)])
     with path.open("a") as file:
         file.write('{"text": "blank", "target": "  "}\n{"text": "nan", "target": NaN}\n')

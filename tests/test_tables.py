@@ -11,7 +11,7 @@ from tl_nlp.errors import DataError
 from tl_nlp.tables import NUMBER, Rejects, read_table, write_rows
 
 
-def test_csv_text_stays_text(tmp_path: Path) -> None:
+def test_fault_14_csv_text_stays_text(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes('\ufefftext,target\nNA,007\n"null, ""quoted""",3.0\n"two\nlines",nan\n'.encode())
     assert read_table(path).to_pydict() == {
@@ -62,7 +62,7 @@ def test_the_same_rows_from_every_format(tmp_path: Path) -> None:
         ("a.xlsx", b"", "files of rows end in .csv, .tsv, .jsonl, .parquet, not '.xlsx'"),
     ],
 )
-def test_faults_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_fault_13_15_faults_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as caught:
         read_table(tmp_path / name)
@@ -104,7 +104,7 @@ GOOD = "".join(f"text {n},{n % 2}\n" for n in range(300))
         ("a.csv", b"x" * 3_000_000 + b",1\n", "line 302: the line has over 1,000,000 bytes"),
     ],
 )
-def test_good_rows_of_a_csv_are_kept(tmp_path: Path, name: str, line: bytes, message: str) -> None:
+def test_fault_13_good_rows_of_a_csv_are_kept(tmp_path: Path, name: str, line: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(b"text,target\n" + GOOD.encode() + line + GOOD.replace("text", "more").encode())
     rejects = Rejects()
     table = read_table(tmp_path / name, rejects)
@@ -115,14 +115,14 @@ def test_good_rows_of_a_csv_are_kept(tmp_path: Path, name: str, line: bytes, mes
 
 
 @pytest.mark.parametrize("line", [b'{"text": "cut of', b"[1]", b'{"text": "caf\xe9"}', b"[" * 100_000])
-def test_good_lines_of_a_jsonl_are_kept(tmp_path: Path, line: bytes) -> None:
+def test_fault_15_good_lines_of_a_jsonl_are_kept(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' + line + b'\n{"text": "NA"}\n')
     rejects = Rejects()
     assert read_table(tmp_path / "a.jsonl", rejects)["text"].to_pylist() == ["a", "NA"]
     assert [one.place.split(",")[0] for one in rejects] == ["line 2"]
 
 
-def test_packed_files_are_read_and_bombs_are_not(tmp_path: Path) -> None:
+def test_fault_17_packed_files_are_read_and_bombs_are_not(tmp_path: Path) -> None:
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(b"text,target\nNA,1\n"))
     assert read_table(tmp_path / "a.csv.gz").to_pylist() == [{"text": "NA", "target": "1"}]
     (tmp_path / "bomb.csv.gz").write_bytes(gzip.compress(b"text,target\n" + b"x" * 60_000_000))
@@ -170,7 +170,7 @@ def test_a_quoted_field_may_be_long(tmp_path: Path) -> None:
     assert table[NUMBER].to_pylist() == [2, 1502, 1503]
 
 
-def test_parquet_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
+def test_fault_17_parquet_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
     pa.parquet.write_table(pa.table({"text": ["x" * 100_000] * 1000}), tmp_path / "bomb.parquet")
     assert (tmp_path / "bomb.parquet").stat().st_size < 200_000
     with pytest.raises(DataError, match=r"bomb\.parquet unpacks to over 50 MB"):

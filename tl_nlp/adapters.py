@@ -11,6 +11,7 @@ from pydantic import Field
 from tl_nlp.errors import CheckpointError, RecipeError
 from tl_nlp.families import FAMILIES, in_head
 from tl_nlp.recipe import ANY_FORMAT, Method
+from tl_nlp.untrusted import refuse_config, weights_bytes
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """The name that PEFT gives to an adapter's weights."""
@@ -46,11 +47,13 @@ class PeftMethod(Method):
 
     def _load(self, model: Any, folder: Path, name: str) -> Any:
         from peft import PeftModel, get_peft_model_state_dict
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
         file = folder / ADAPTER_WEIGHTS
         if not file.is_file():
             raise CheckpointError(f"{folder} holds no {ADAPTER_WEIGHTS}, the only adapter format that is read")
+        refuse_config(folder / "adapter_config.json")
+        weights_bytes([file])
         try:
             with safe_open(file, "pt") as tensors:
                 saved = set(tensors.keys())
@@ -62,8 +65,9 @@ class PeftMethod(Method):
                     model = PeftModel.from_pretrained(model, str(folder), name)
         except KeyError as error:
             raise CheckpointError(f"the adapter {file} does not fit its checkpoint: it lacks {error}") from None
-        except (SafetensorError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the adapter {file} cannot be loaded: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # a stranger's file can raise anything
+            told = str(error).splitlines() or [type(error).__name__]
+            raise CheckpointError(f"the adapter {file} cannot be loaded: {told[0]}") from None
         there = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
         refuse_other_weights(file, saved, set(there))
         return model

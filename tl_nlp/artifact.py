@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_nlp.adapters import PeftMethod
+from tl_nlp.disk import room, writing
 from tl_nlp.errors import CheckpointError
 from tl_nlp.families import without_peft
 from tl_nlp.heads import head_of
@@ -19,6 +20,8 @@ from tl_nlp.model import load_base, quantization_options, unquantized
 from tl_nlp.pretrained import checked, find, load_tokenizer
 from tl_nlp.recipe import Checkpoint, Recipe
 from tl_nlp.run import Run, read_recipe
+
+_ROOM = 10**6  # bytes, for what goes with the weights
 
 
 def locate(checkpoint: Checkpoint, *, with_weights: bool = True) -> Path:
@@ -51,8 +54,14 @@ def _merged(run: Run) -> Path:
 
 
 def save_artifact(model: Any, tokenizer: Any, recipe: Recipe, run: Run) -> None:
-    """Writes model/: weights or adapter, tokenizer and recipe, a plain Hugging Face repository; complete or absent."""
-    with run.writing(run.model_dir) as folder:
+    """Writes model/: weights or adapter, tokenizer and recipe, a plain Hugging Face repository; complete or absent.
+
+    Raises NoRoomError.
+    """
+    whole = [] if recipe.method.is_adapter else model.parameters()  # what an adapter takes is within _ROOM
+    n_bytes = sum(weight.numel() * weight.element_size() for weight in whole)
+    what = f"the trained model; tl-nlp train {run.folder} goes on once there is"
+    with room(run.folder, n_bytes + _ROOM, what), writing(run.model_dir) as folder:
         _write(folder, model, tokenizer, recipe)
 
 
@@ -179,4 +188,10 @@ def _loaded(recipe: Recipe, folder: Path) -> tuple[Any, Any]:
         model = recipe.method.load(load_base(recipe, locate(recipe.checkpoint)), folder)
     else:
         model = load_base(recipe, checked(folder), trained=True)
-    return model.eval(), load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    n_tokens = without_peft(model).get_input_embeddings().weight.shape[0]
+    if (highest := max(tokenizer.get_vocab().values(), default=0)) >= n_tokens:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has a token {highest}, and its model has {n_tokens:,} of them"
+        )
+    return model.eval(), tokenizer

@@ -6,10 +6,11 @@ import argparse
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tl_nlp import verbs
+from tl_nlp import signals, verbs
 from tl_nlp.errors import TLError
 from tl_nlp.run import runs_root
 
@@ -20,12 +21,16 @@ def main(*words: str) -> NoReturn:
         os.environ.setdefault(name, value)
     arguments = _parser().parse_args([*words, *sys.argv[1:]])
     try:
-        arguments.verb(arguments)
+        with signals.stopping() if arguments.verb in _TRAINING else nullcontext():
+            arguments.verb(arguments)
         sys.stdout.flush()
         sys.exit(0)
     except TLError as error:
         _complain(str(error), arguments.debug)
         sys.exit(error.exit_status)
+    except signals.Stopped as stopped:
+        _complain(f"{stopped}, before there was anything to save", arguments.debug)
+        sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe has enough
@@ -35,6 +40,8 @@ def main(*words: str) -> NoReturn:
         _complain(f"{type(error).__name__}: {error} (a fault of tl-nlp; --debug shows where)", arguments.debug)
         sys.exit(1)
 
+
+_TRAINING = (verbs.train, verbs.learning_curve, verbs.reproduce)
 
 _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -66,6 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(sub, "RECIPE", "a .py file, or a name in ./recipes")
     sub = add("train", verbs.train, "fine-tune a recipe into a new run, or go on with an unfinished run")
     _add_recipe(sub, "RECIPE|RUN", "a recipe (.py file or name), or a run directory")
+    told = "go on with a run whose checkpoint has lost its optimizer's state; other weights come out"
+    sub.add_argument("--weights-only", action="store_true", help=told)
+    sub = add("reproduce", verbs.reproduce, "train a run's recipe again, and say whether the scores are the same")
+    sub.add_argument("run", metavar="RUN")
     sub = add(
         "check",
         verbs.check,

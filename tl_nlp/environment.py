@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 
 def versions() -> dict[str, str]:
@@ -16,6 +17,20 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of two environment.json computes differently: versions, device and threads, processes."""
+    parts = [(name, each) for name, each in (("device_name", "device"), ("n_processes", "number of processes"))]
+    told = [
+        f"{word} was {before.get(name)} and is {now.get(name)}"
+        for name, word in parts
+        if before.get(name) != now.get(name)
+    ]
+    old, new = before.get("versions", {}), now.get("versions", {})
+    return told + [
+        f"{name} was {old[name]} and is {new[name]}" for name in old if name in new and old[name] != new[name]
+    ]
 
 
 def git_revision() -> str | None:

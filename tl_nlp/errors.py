@@ -5,7 +5,10 @@ TLError
 ├── DataError        rows, columns, targets or files that do not fit the recipe
 ├── CheckpointError  pretrained weights that are missing, unsafe or of another shape
 ├── RunError         a run directory that is damaged, or a training that failed
-│   └── NoRunError   a path that is no run
+│   ├── NoRunError       a path that is no run
+│   ├── LockedError      a run that another process writes
+│   ├── NoRoomError      a disk without room for what is to be written
+│   └── NotFiniteError   a step whose loss or gradient is no number
 ├── JobError         a training in the queue that cannot do so now
 │   ├── NoJobError       an id that no training has
 │   └── FullQueueError   as many wait as may
@@ -49,6 +52,22 @@ class NoRunError(RunError):
     exit_status = 2
 
 
+class LockedError(RunError):
+    pass
+
+
+class NoRoomError(RunError):
+    pass
+
+
+class NotFiniteError(RunError):
+    """A step whose loss or gradient is no number; `rows` are the places of its rows."""
+
+    def __init__(self, message: str, loss: float, norm: float, rows: list[int]):
+        self.loss, self.norm, self.rows = loss, norm, rows
+        super().__init__(message)
+
+
 class JobError(TLError, RuntimeError):
     """What cannot be done with a job in its status."""
 
@@ -74,7 +93,7 @@ class HardwareError(TLError, RuntimeError):
 
 
 class Interrupted(TLError):
-    """A signal stopped the training after its checkpoint was written."""
+    """A signal stopped a training that can go on."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)

@@ -204,7 +204,7 @@ def read_predictions(path: Path, task: Task) -> tuple[list[Prediction], Rows]:
         table = pyarrow.parquet.read_table(path).to_pydict()
         given = table.pop("prediction")
         target = table.pop("reference")
-    except (OSError, KeyError, pa.ArrowInvalid) as error:
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise RunError(f"{path} holds no predictions: {error}") from None
     if task.head in ("multilabel", "regress"):
         table["target"] = [_from_json(value) for value in target]

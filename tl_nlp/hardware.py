@@ -84,6 +84,12 @@ def free_bytes(device: torch.device) -> int:
     return free
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error of torch tells: on a CPU it has no class of its own."""
+    told = ("can't allocate memory", "not enough memory", "could not create a memory", "std::bad_alloc")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(one in str(error) for one in told)
+
+
 class EnergyMeter:
     """The energy that the processors' own counters (RAPL, through Linux's powercap) have counted; no GPU is in it."""
 

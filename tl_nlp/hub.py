@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 from tl_nlp.errors import CheckpointError, HubError, NoRunError, RecipeError
 from tl_nlp.pretrained import checked
 from tl_nlp.run import RECIPE, read_recipe
+from tl_nlp.untrusted import refuse_config
 
 Kind = Literal["model", "dataset", "space"]
 
@@ -85,6 +86,8 @@ def _trusted(folder: Path, repo_id: str) -> Path:
     base = recipe.checkpoint.name
     if not base.startswith("package:") and _ID.fullmatch(base) is None:
         raise CheckpointError(f"{repo_id} is an adapter for {base!r}, which is no name on the Hub")
+    if (folder / "adapter_config.json").is_file():
+        refuse_config(folder / "adapter_config.json")
     return folder
 
 

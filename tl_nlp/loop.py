@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from tl_nlp import checkpoints
-from tl_nlp.errors import Interrupted
+from tl_nlp import checkpoints, signals
+from tl_nlp.errors import Interrupted, NotFiniteError, RunError
 from tl_nlp.hardware import EnergyMeter
-from tl_nlp.run import Run
+from tl_nlp.run import Run, differences
 from tl_nlp.schedule import Plan
 from tl_nlp.steps import Steps, Taken, freeze
 from tl_nlp.types import Metrics
@@ -38,18 +35,31 @@ class Progress:
     rows: int = 0  # seen in these seconds
     joules: float | None = None  # in training and evaluation, where the machine counts them
     stopped_early: bool = False
+    losses: list[float] = field(default_factory=list)  # since the last report
+    skipped: int = 0  # steps that were left out: their loss or gradient was no number
+    device_batch_size: int | None = None  # at the last step: halved where memory had run out
+    weights_only_from: int | None = None  # the step from which it went on without the optimizer's state, if it did
 
 
-def fit(steps: Steps, validate: Callable[[], Metrics], main_metric: str, run: Run) -> Progress:
-    """Trains the model of `steps` in place and leaves it with the weights of the best evaluation.
+def fit(
+    steps: Steps,
+    validate: Callable[[], Metrics],
+    main_metric: str,
+    run: Run,
+    ids: Sequence[str],
+    *,
+    weights_only: bool = False,
+) -> Progress:
+    """Trains the model of `steps` in place and leaves it with the weights of the best evaluation. `ids` names the
+    training rows.
 
-    Resumes from the newest complete checkpoint in the run. Raises RunError where loss or gradient is no number, and
+    Resumes from the newest complete checkpoint in the run; `weights_only` takes one without its optimizer's state.
+    Raises RunError where loss or gradient is no number, NoRoomError where a checkpoint has no room on the disk, and
     Interrupted after a signal, once a checkpoint is written.
     """
     accelerator, plan, training, weights = steps.accelerator, steps.plan, steps.training, steps.weights
     average = Average(weights, training)
-    progress = _resume(run, steps, average)
-    losses: list[float] = []
+    progress = _resume(run, steps, average, weights_only)
     meter = EnergyMeter()
     report_every = max(1, min(plan.steps // 100, plan.steps_per_epoch))
     bar = tqdm(
@@ -60,23 +70,24 @@ def fit(steps: Steps, validate: Callable[[], Metrics], main_metric: str, run: Ru
         file=sys.stderr,
         disable=not accelerator.is_main_process,
     )
-    with bar, _signals() as received:
+    with bar, signals.held() as received:
         while progress.step < plan.steps and not progress.stopped_early:
             started = time.perf_counter()
-            taken = steps.take(progress.step)
-            average.after_step()
+            taken = _take(steps, progress, run, ids)
             progress.step += 1
-            progress.rows += taken.n_rows
             progress.seconds += time.perf_counter() - started
-            losses.append(taken.loss)
-            bar.set_postfix(
-                loss=f"{taken.loss:.3f}", lr=f"{taken.rates.backbone or taken.rates.head:.1e}", refresh=False
-            )
+            if taken is not None:
+                average.after_step()
+                progress.rows += taken.n_rows
+                progress.losses.append(taken.loss)
+                shown = taken.rates.backbone or taken.rates.head
+                bar.set_postfix(loss=f"{taken.loss:.3f}", lr=f"{shown:.1e}", refresh=False)
             bar.update()
             last = progress.step == plan.steps
-            if accelerator.is_main_process and (last or progress.step % report_every == 0):
-                _report(run, progress, plan, taken, losses)
-                losses = []
+            if taken is not None and (last or progress.step % report_every == 0):
+                if accelerator.is_main_process:
+                    _report(run, progress, plan, taken)
+                progress.losses = []
             improved = False
             if last or progress.step % plan.eval_every == 0:
                 average.before_evaluation()
@@ -105,9 +116,42 @@ def fit(steps: Steps, validate: Callable[[], Metrics], main_metric: str, run: Ru
     return progress
 
 
-def _report(run: Run, progress: Progress, plan: Plan, taken: Taken, losses: list[float]) -> None:
+def _take(steps: Steps, progress: Progress, run: Run, ids: Sequence[str]) -> Taken | None:
+    """The next step; None where it was left out, as `training.skip_bad_steps` allows."""
+    size, step, is_main = steps.device_batch_size, progress.step, steps.accelerator.is_main_process
+    try:
+        taken = steps.take(step)
+    except NotFiniteError as error:
+        if is_main:
+            values = {"loss": str(error.loss), "grad_norm": str(error.norm)}  # JSON has no NaN
+            run.log(step + 1, (step + 1) / steps.plan.steps_per_epoch, "bad_step", values)
+        rows = ", ".join(ids[row] for row in error.rows)
+        most = steps.training.skip_bad_steps
+        if progress.skipped >= most:
+            raise RunError(
+                f"{error}, on the rows {rows}; the last checkpoint is kept; a lower training.lr, or "
+                f"training.precision=float32, mends most such runs, and training.skip_bad_steps={most + 1} leaves out "
+                "what single rows cause"
+            ) from None
+        progress.skipped += 1
+        if is_main:
+            tqdm.write(f"{error}, on the rows {rows}; it is left out, {progress.skipped} of {most}", file=sys.stderr)
+        return None
+    progress.device_batch_size = steps.device_batch_size
+    if is_main and steps.device_batch_size < size:
+        now = steps.device_batch_size
+        run.log(step + 1, (step + 1) / steps.plan.steps_per_epoch, "memory", {"device_batch_size": now})
+        tqdm.write(
+            f"step {step + 1}: out of memory; device_batch_size goes from {size} to {now}, in more passes for a step, "
+            f"and batch_size stays {steps.training.batch_size}",
+            file=sys.stderr,
+        )
+    return taken
+
+
+def _report(run: Run, progress: Progress, plan: Plan, taken: Taken) -> None:
     values = {
-        "loss": sum(losses) / len(losses),
+        "loss": sum(progress.losses) / len(progress.losses),
         "lr": taken.rates.backbone,
         "head_lr": taken.rates.head,
         "grad_norm": taken.norm,
@@ -140,25 +184,45 @@ def _evaluate(
 
 
 def _save(run: Run, steps: Steps, average: Average, progress: Progress) -> None:
-    """Writes the checkpoint of this step; keeps the best one and this."""
+    """Writes the checkpoint of this step; keeps the best one and this. Raises RunError for weights that are no numbers,
+    which an update can make of a gradient that is one."""
+    if bad := steps.weights.not_finite():
+        raise RunError(
+            f"step {progress.step}: {bad[0]} is no number any more, and {len(bad)} weights in all; the last checkpoint "
+            "is kept; a lower training.lr mends most such runs"
+        )
     if steps.accelerator.is_main_process:
         moments = {
             f"{name}.{key}": value
             for name, weight in steps.weights.by_name.items()
             for key, value in steps.optimizer.state.get(weight, {}).items()
         }
-        state = checkpoints.State(dict(steps.weights.by_name), moments, average.state(), asdict(progress))
+        recipe = steps.recipe.model_dump(mode="json")
+        state = checkpoints.State(dict(steps.weights.by_name), moments, average.state(), asdict(progress), recipe)
         checkpoints.write(run, progress.step, state, keep={progress.step, progress.best_step})
     steps.accelerator.wait_for_everyone()
 
 
-def _resume(run: Run, steps: Steps, average: Average) -> Progress:
-    """The progress of the newest whole checkpoint, its weights and moments loaded; a fresh one where there is none."""
-    state = checkpoints.newest(run)
+def _resume(run: Run, steps: Steps, average: Average, weights_only: bool) -> Progress:
+    """The progress of the newest whole checkpoint, its weights and moments loaded; a fresh one where there is none.
+
+    Raises RunError where the run's recipe is not the one that the checkpoint follows.
+    """
+    is_main = steps.accelerator.is_main_process
+    for name in run.forget_partial_checkpoints() if is_main else []:
+        print(f"{name} was cut off while it was written; it is left out", file=sys.stderr)
+    state = checkpoints.newest(run, weights_only=weights_only, tell=is_main)
     if state is None:
-        if steps.accelerator.is_main_process:
+        if is_main:
             run.forget_after(0)  # what was told before a checkpoint was there is told again
         return Progress()
+    if changed := differences(state.recipe, steps.recipe.model_dump(mode="json")):
+        raise RunError(
+            f"{run.folder} cannot resume with another recipe than it began with: {'; '.join(changed)}; put recipe.json "
+            "back, or train anew"
+        )
+    if state.weights.keys() != steps.weights.by_name.keys():
+        raise RunError(f"{run.folder} cannot resume: its checkpoint has other weights than its recipe trains")
     steps.weights.load(state.weights)
     average.restore(state.averages)
     for name, weight in steps.weights.by_name.items():
@@ -166,32 +230,13 @@ def _resume(run: Run, steps: Steps, average: Average) -> Progress:
         if moments:
             steps.optimizer.state[weight] = {key: value.to(weight.device) for key, value in moments.items()}
     progress = Progress(**state.progress)
-    if steps.accelerator.is_main_process:
+    steps.device_batch_size = progress.device_batch_size or steps.device_batch_size
+    if weights_only and not state.moments:
+        progress.weights_only_from = progress.step
+    if is_main:
         run.forget_after(progress.step)
+        print(f"{run.folder} goes on from step {progress.step} of {steps.plan.steps}", file=sys.stderr)
     return progress
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in the list it yields; a second one acts at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: Any) -> None:
-        if received:
-            raise Interrupted("stopped at once by a second signal; the last checkpoint is kept", number)
-        received.append(number)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

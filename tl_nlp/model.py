@@ -6,14 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from tl_nlp import document
 from tl_nlp.errors import CheckpointError, HardwareError, RecipeError
 from tl_nlp.families import blocks, head_modules, in_head, within_block, without_peft
 from tl_nlp.heads import head_of
 from tl_nlp.pretrained import first_line, load_config, positions
 from tl_nlp.recipe import Recipe
+from tl_nlp.untrusted import weights_bytes
 from tl_nlp.warm_start import warm_config, warm_model
 
 
@@ -172,6 +171,8 @@ def load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
 
     skeleton, of_task = _skeleton(recipe, folder, trained=trained), head_of(recipe.task)
     head = head_modules(skeleton)
+    if not recipe.checkpoint.random or trained:
+        _refuse_weights(skeleton, folder)
     if recipe.checkpoint.random and not trained:
         model = type(skeleton)._from_config(skeleton.config, attn_implementation=_attention())
         of_task.install(model)
@@ -188,7 +189,7 @@ def load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
             attn_implementation=_attention(),
             **_number_format(recipe.checkpoint.load_in, skeleton),
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except Exception as error:  # a stranger's file can raise anything
         raise CheckpointError(f"the weights in {folder} cannot be loaded: {first_line(error)}") from None
     fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     replaced = head[-1:] if of_task.is_own else []  # what is in its place is read below
@@ -205,6 +206,21 @@ def load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
         model.get_submodule(name).to(torch.float32)
         model.get_submodule(name).register_forward_pre_hook(_as_float32)
     return model
+
+
+def _refuse_weights(skeleton: Any, folder: Path) -> None:
+    """Refuses files of weights that are damaged, hold what is no number, or are far too small for their config.json,
+    before memory is taken for what that asks for."""
+    n_bytes = weights_bytes(sorted(folder.glob("*.safetensors")))
+    n_weights = sum(weight.numel() for weight in skeleton.parameters())
+    if n_weights > _MOST_IN_A_BYTE * n_bytes + _MADE_HERE:
+        raise CheckpointError(
+            f"{folder / 'config.json'} tells of {n_weights:,} weights, and the files beside it hold {n_bytes:,} bytes"
+        )
+
+
+_MOST_IN_A_BYTE = 2  # of nf4
+_MADE_HERE = 10**8  # weights of a head, or of what looks from a decoder at an encoder
 
 
 def _attention() -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from tl_nlp.errors import CheckpointError, HubError
 from tl_nlp.packages import package_folder
 from tl_nlp.recipe import Checkpoint
+from tl_nlp.untrusted import read_json, refuse_config, refuse_index
 
 _DESCRIPTION = ["*.json", "*.txt", "*.model"]
 """The files of a repository that tell what its checkpoint is."""
@@ -26,7 +27,7 @@ def find(checkpoint: Checkpoint, with_weights: bool = True) -> Path:
         if checkpoint.revision is None:
             raise CheckpointError(
                 f"checkpoint {name} needs the sha256 of its weights in checkpoint.revision; the "
-                f"installed one has {_sha256(folder / 'model.safetensors')}"
+                f"installed one has {file_hash(folder / 'model.safetensors')}"
             )
     elif Path(name).is_dir():
         folder = Path(name)
@@ -34,7 +35,7 @@ def find(checkpoint: Checkpoint, with_weights: bool = True) -> Path:
         files = [*_DESCRIPTION, "*.safetensors"] if with_weights else _DESCRIPTION
         return checked(_from_hub(name, checkpoint.revision, files), with_weights)
     if checkpoint.revision is not None:
-        found = _sha256(folder / "model.safetensors")
+        found = file_hash(folder / "model.safetensors")
         if found != checkpoint.revision:
             raise CheckpointError(
                 f"checkpoint {name}: its model.safetensors has sha256 {found}, not the pinned "
@@ -79,7 +80,8 @@ def _from_hub(name: str, revision: str | None, files: list[str]) -> Path:
         ) from None
 
 
-def _sha256(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """The sha256 of a file of weights. Raises CheckpointError where there is none."""
     if not path.is_file():
         raise CheckpointError(f"{path.parent} holds no {path.name}; weights are read from safetensors only")
     with path.open("rb") as file:
@@ -88,39 +90,38 @@ def _sha256(path: Path) -> str:
 
 def checked(folder: Path, with_weights: bool = True) -> Path:
     """`folder`, if its files cannot make transformers run or read anything else."""
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} holds no config.json, so it is no transformers checkpoint") from None
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'config.json'} is no JSON: {error}") from None
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} holds no config.json, so it is no transformers checkpoint")
     if with_weights and not any(folder.glob("*.safetensors")):
         raise CheckpointError(
             f"{folder} holds no *.safetensors; other weight formats can execute code and are not read"
         )
-    if "auto_map" in config:
-        raise CheckpointError(
-            f"{folder / 'config.json'}: 'auto_map' asks for code of the checkpoint's own, "
-            "which is never run; use a checkpoint that transformers supports itself"
-        )
+    _refuse_configs(folder)
+    family = read_json(folder / "config.json").get("model_type", "")
+    if not isinstance(family, str):
+        raise CheckpointError(f"{folder / 'config.json'} has 'model_type' {family!r}, which names no family")
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = set(json.loads(index.read_text("utf-8")).get("weight_map", {}).values())
-        outside = [name for name in names if Path(name).name != name]
-        if outside:
-            raise CheckpointError(f"{index}: weight_map names {outside[0]!r}, which is outside the checkpoint")
+    if index.is_file() and with_weights:
+        refuse_index(index)
     return folder
+
+
+def _refuse_configs(folder: Path) -> None:
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            refuse_config(folder / name)
 
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer in `folder`. Raises CheckpointError."""
     from transformers import AutoTokenizer
 
+    _refuse_configs(folder)  # an adapter's folder has no weights that would have been checked before
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES) and not _reads_bytes(folder):
         raise CheckpointError(f"{folder} holds no tokenizer: none of {', '.join(_TOKENIZER_FILES)}")
     try:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a stranger's file can raise anything
         raise CheckpointError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from None
 
 
@@ -141,7 +142,7 @@ def load_config(folder: Path) -> Any:
 
     try:
         return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # a stranger's file can raise anything
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {first_line(error)}") from None
 
 

@@ -282,6 +282,7 @@ class Training(Value):
     eval_every: float = Field(1.0, gt=0)  # epochs
     save_every: float = Field(1.0, gt=0)  # epochs
     patience: int | None = Field(None, ge=1)  # stop after this many evaluations without a better main metric
+    skip_bad_steps: int = Field(0, ge=0)  # so many steps of no finite loss or gradient may be left out, and are counted
     scratch: bool = False  # trains the same architecture from random weights too, as a baseline
     seeds: int = Field(1, ge=1)  # runs, each with a seed of its own from `seed` on; the best on validation is kept
     seed: int = 0  # data order, head and adapter init, dropout, augmentation

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from tl_nlp import disk
 from tl_nlp.errors import NoRunError, RecipeError, RunError
 from tl_nlp.recipe import Recipe
 
 RECIPE = "recipe.json"
 _HASHES = "row_hashes.parquet"
+_LINE = {"step", "epoch", "split", "values"}
+_CHOICES = ("checkpoint", "data", "task", "method", "training")
 
 
 class Run:
@@ -60,9 +64,15 @@ class Run:
         return run
 
     def within(self, part: str, recipe: Recipe) -> Run:
-        """The run inside this run at `part` (seeds/0, folds/3), made with its recipe where there is none yet."""
+        """The run inside this run at `part` (seeds/0, folds/3), made with its recipe where there is none yet.
+
+        Raises RunError where it was begun with another one.
+        """
         run = Run(self.folder / part)
-        if not (run.folder / RECIPE).is_file():
+        if (run.folder / RECIPE).is_file():
+            if changed := differences(run.recipe().model_dump(mode="json"), recipe.model_dump(mode="json")):
+                raise RunError(f"{run.folder} was begun with another recipe: {'; '.join(changed)}")
+        else:
             run.folder.mkdir(parents=True, exist_ok=True)
             run._write(RECIPE, recipe.model_dump(mode="json"))
         return run
@@ -83,12 +93,14 @@ class Run:
     def adopt(self, part: Run) -> None:
         """Takes over everything of a run inside this one but its recipe, checkpoints and results."""
         for path in part.folder.iterdir():
-            if path.name not in (RECIPE, "checkpoints", "results.json", "report.html"):
-                target = self.folder / path.name
-                if path.is_dir():
-                    shutil.copytree(path, target, dirs_exist_ok=True)
-                else:
-                    shutil.copy2(path, target)
+            if path.name.startswith(".") or path.name in (RECIPE, "checkpoints", "results.json", "report.html"):
+                continue
+            target = self.folder / path.name
+            if path.is_dir():
+                with disk.writing(target) as folder:
+                    shutil.copytree(path, folder, dirs_exist_ok=True)
+            else:
+                shutil.copy2(path, target)
 
     @classmethod
     def find(cls, folder: Path) -> Run | None:
@@ -129,10 +141,27 @@ class Run:
         return (self.folder / "results.json").is_file()
 
     @property
+    def is_begun(self) -> bool:
+        """Whether a training has written here."""
+        return (self.folder / "environment.json").is_file()
+
+    @property
     def status(self) -> str:
+        """finished, running, interrupted (it was begun, and nobody goes on with it) or started (nobody has begun)."""
         if self.is_finished:
             return "finished"
-        return "interrupted" if (self.folder / "checkpoints").is_dir() else "started"
+        if disk.is_locked(self.folder):
+            return "running"
+        begun = disk.was_locked(self.folder) or (self.folder / "checkpoints").is_dir()
+        return "interrupted" if begun else "started"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within the block this process is the only one that writes here. Raises LockedError."""
+        with disk.locked(self.folder):
+            yield
+            if self.is_finished:  # else the lock stays, free, as the mark of an interrupted run
+                disk.forget_lock(self.folder)
 
     def trained_recipe(self) -> Recipe:
         """The recipe of its artifact, which validation has added to: a temperature, thresholds. Raises RunError."""
@@ -156,18 +185,35 @@ class Run:
         path = self.folder / "data.json"
         return _read(path) if path.is_file() else {}
 
-    def log(self, step: int, epoch: float, split: str, values: dict[str, float]) -> None:
-        """Adds a line to metrics.jsonl."""
+    def log(self, step: int, epoch: float, split: str, values: Mapping[str, float | str]) -> None:
+        """Adds a line to metrics.jsonl: of the splits that are scored, and of what befell ("bad_step", "memory")."""
         line = {"step": step, "epoch": round(epoch, 4), "split": split, "values": values}
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; one that is being written is left out."""
+        """The lines of metrics.jsonl; one that is being written is left out. Raises RunError for a damaged one."""
+        good, bad = self._lines()
+        if bad:
+            raise RunError(
+                f"{self.folder / 'metrics.jsonl'}, line {bad[0]}: it is damaged; without it the rest is read"
+            )
+        return good
+
+    def _lines(self) -> tuple[list[dict[str, Any]], list[int]]:
+        """The lines of metrics.jsonl, and the numbers of those that are none."""
         path = self.folder / "metrics.jsonl"
-        if not path.is_file():
-            return []
-        return [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1] if line.strip()]
+        good: list[dict[str, Any]] = []
+        bad = []
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1] if path.is_file() else [], 1):
+            try:
+                told = json.loads(line)
+                if not (told.keys() >= _LINE and isinstance(told["step"], int) and isinstance(told["values"], dict)):
+                    raise ValueError(line)
+                good.append(told)
+            except (ValueError, AttributeError, RecursionError):
+                bad.append(number)
+        return good, bad
 
     def curves(self) -> tuple[list[tuple[int, float]], list[dict[str, float]]]:
         """Step and loss of the reports on training rows; epoch and metrics of those on validation rows."""
@@ -181,10 +227,13 @@ class Run:
         return sorted(losses.items()), [scores[step] for step in sorted(scores)]
 
     def forget_after(self, step: int) -> None:
-        """Drops the lines of metrics.jsonl beyond `step`, which a resumed training writes again."""
-        lines = [json.dumps(line) + "\n" for line in self.history() if line["step"] <= step]
-        if lines or (self.folder / "metrics.jsonl").exists():
-            (self.folder / "metrics.jsonl").write_text("".join(lines), "utf-8")
+        """Drops the lines of metrics.jsonl beyond `step`, which a resumed training writes again, and damaged ones."""
+        good, bad = self._lines()
+        if bad:
+            print(f"metrics.jsonl, line {bad[0]}: it is damaged and dropped, as {len(bad)} are", file=sys.stderr)
+        lines = [json.dumps(line) + "\n" for line in good if line["step"] <= step]
+        if (self.folder / "metrics.jsonl").exists():
+            disk.write_text(self.folder / "metrics.jsonl", "".join(lines))
 
     def environment(self) -> dict[str, Any]:
         """environment.json."""
@@ -210,14 +259,18 @@ class Run:
         pyarrow.parquet.write_table(table, self.folder / _HASHES)
 
     def trained_hashes(self) -> np.ndarray:
-        """Hashes of the rows it learned from or was chosen by; none where the run does not know."""
+        """Hashes of the rows it learned from or was chosen by; none where the run does not know. Raises RunError."""
+        import pyarrow as pa
         import pyarrow.parquet
 
         path = self.folder / _HASHES
         if not path.is_file():
             return np.empty(0, np.uint64)
-        table = pyarrow.parquet.read_table(path)
-        return table["hash"].to_numpy()[np.isin(table["split"].to_pylist(), ["train", "validation"])]
+        try:
+            table = pyarrow.parquet.read_table(path)
+            return table["hash"].to_numpy()[np.isin(table["split"].to_pylist(), ["train", "validation"])]
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise RunError(f"{path} cannot be read: {error}") from None
 
     @property
     def growth_file(self) -> Path:
@@ -244,32 +297,17 @@ class Run:
 
     def checkpoint_steps(self) -> list[int]:
         """The steps of the checkpoints, the newest last."""
-        return sorted(int(path.name[5:]) for path in (self.folder / "checkpoints").glob("step-*"))
+        return sorted(int(path.name[5:]) for path in (self.folder / "checkpoints").glob("step-[0-9]*"))
 
-    @staticmethod
-    @contextmanager
-    def writing(folder: Path) -> Iterator[Path]:
-        """A directory to write into that becomes `folder` once the block ends well: complete or absent."""
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            yield partial
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        for path in partial.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.replace(folder)
+    def forget_partial_checkpoints(self) -> list[str]:
+        """Removes what a kill has left of checkpoints that were being written or removed; the names of the former."""
+        left = sorted((self.folder / "checkpoints").glob(".step-*"))
+        for path in left:
+            shutil.rmtree(path, ignore_errors=True)
+        return [path.name for path in left if path.suffix == ".partial"]
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
-        partial = self.folder / f".{name}.partial"
-        partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        partial.replace(self.folder / name)
+        disk.write_text(self.folder / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def runs_root() -> Path:
@@ -308,18 +346,32 @@ def results_of(folder: Path) -> dict[str, Any]:
     return _read(path) if path.is_file() else {}
 
 
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What two recipes, as JSON, choose differently; names, licences and notes choose nothing."""
+
+    def flat(node: Any, key: str) -> dict[str, Any]:
+        if not isinstance(node, dict) or not node:
+            return {key: node}
+        return {name: value for part in node for name, value in flat(node[part], f"{key}.{part}").items()}
+
+    one, other = ({k: v for part in _CHOICES for k, v in flat(each.get(part), part).items()} for each in (before, now))
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    return [f"{key} was {json.dumps(one.get(key))} and is {json.dumps(other.get(key))}" for key in keys]
+
+
 def read_recipe(folder: Path) -> Recipe:
     """The recipe in a run directory or an artifact. Raises RunError where it is damaged."""
+    values = _read(folder / RECIPE)
     try:
-        return Recipe(**_read(folder / RECIPE))
-    except RecipeError as error:
+        return Recipe(**values)
+    except (RecipeError, TypeError) as error:  # a key that is no text is no argument
         raise RunError(f"{folder / RECIPE} does not hold a recipe of this version: {error}") from None
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise RunError(f"{path} holds no JSON object")

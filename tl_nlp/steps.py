@@ -20,9 +20,9 @@ from torch import Tensor
 
 from tl_nlp.batches import Encoded, collate, epoch_order, passes
 from tl_nlp.combinations import needs_whole_steps
-from tl_nlp.errors import RecipeError, RunError
+from tl_nlp.errors import HardwareError, NotFiniteError, RecipeError
 from tl_nlp.families import backbone, head_modules
-from tl_nlp.hardware import autocast
+from tl_nlp.hardware import autocast, is_out_of_memory
 from tl_nlp.heads import Batch, Head
 from tl_nlp.objective import Objective
 from tl_nlp.recipe import Training
@@ -74,22 +74,36 @@ class Steps:
         self._n_learning = 0
 
     def take(self, step: int, rates: Rates | None = None) -> Taken:
-        """One step, at the plan's rates or at others. Raises RunError where loss or gradient is no number."""
+        """One step, at the plan's rates or at others.
+
+        Where it does not fit in memory, `device_batch_size` is halved until it does, and stays so.
+
+        Raises NotFiniteError where loss or gradient is no number, and then no weight has changed; HardwareError where
+        one row is too much.
+        """
         epoch, place = divmod(step, self.plan.steps_per_epoch)
         if self._order[0] != epoch:
             self._order = epoch, epoch_order(self.lengths, self.training.batch_size, self.training.seed, epoch)
         rows = self._order[1][place]
         self.unfreeze(step)
         rates = self._set_rates(step, rates)
-        torch.manual_seed(_mix(self.training.seed, step, self.accelerator.process_index))
-        with self.anchor.mixing(_mix(self.training.seed, step, "mixout")):
-            total, count = self._backward(step, rows)
+        while True:
+            torch.manual_seed(_mix(self.training.seed, step, self.accelerator.process_index))
+            with self.anchor.mixing(_mix(self.training.seed, step, "mixout")):
+                total, count, n_failed = self._backward(step, rows)
+            if not n_failed:
+                break
+            self._halve(step, rows)
         norm = self._clip(count)
         loss = total / count
         if not math.isfinite(loss) or not math.isfinite(norm):
-            raise RunError(
-                f"step {step + 1}: the loss is {loss} and the gradient's norm {norm}; the last checkpoint "
-                "is kept; a lower training.lr, or training.precision=float32, mends most such runs"
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NotFiniteError(
+                f"step {step + 1}: the loss is {loss} and the gradient's norm {norm}, at the rates "
+                f"{rates.backbone:.3g} and {rates.head:.3g} for the head",
+                loss,
+                norm,
+                rows,
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -131,17 +145,46 @@ class Steps:
             group["betas"] = (self.plan.momentum(step), group["betas"][1])
         return rates
 
-    def _backward(self, step: int, rows: list[int]) -> tuple[float, float]:
-        """Adds the gradient of the summed loss of this process's rows; returns sum and count over all processes."""
+    def _backward(self, step: int, rows: list[int]) -> tuple[float, float, int]:
+        """Adds the gradient of the summed loss of this process's rows; returns sum and count over all processes, and
+        how many of these had too little memory."""
         by_length = sorted(rows, key=lambda index: -max(self.lengths[index]))
         here = by_length[self.accelerator.process_index :: self.accelerator.num_processes]
-        sums = torch.zeros(2, device=self.device)
-        for pass_rows in passes(here, self.lengths, self.device_batch_size):
-            loss, count = self.loss(step, pass_rows)
-            loss.backward()
-            sums += torch.stack([loss.detach(), count.to(loss)])
-        total, count = self.accelerator.reduce(sums, "sum").tolist()
-        return total, count
+        sums = torch.zeros(3, device=self.device)
+        try:
+            for pass_rows in passes(here, self.lengths, self.device_batch_size):
+                sums[:2] += self._pass(step, pass_rows)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            sums[2] = 1  # told to the other processes, which halve too
+        total, count, n_failed = self.accelerator.reduce(sums, "sum").tolist()
+        return total, count, int(n_failed)
+
+    def _pass(self, step: int, rows: list[int]) -> Tensor:
+        """Adds the gradient of the summed loss of rows in one pass; returns sum and count. Apart, so that nothing of a
+        pass that has failed stays in memory."""
+        loss, count = self.loss(step, rows)
+        loss.backward()
+        return torch.stack([loss.detach(), count.to(loss)])
+
+    def _halve(self, step: int, rows: list[int]) -> None:
+        """Half as many sequences in a pass, and nothing kept of the step so far."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        n_windows = sum(len(self.lengths[row]) for row in rows)
+        size = min(self.device_batch_size, n_windows) // 2
+        needs = needs_whole_steps(self.training)
+        if size < 1 or needs:
+            longest = max(max(self.lengths[row]) for row in rows)
+            why = f", and {min(needs)} needs the rows of a step in one pass" if needs else ""
+            raise HardwareError(
+                f"step {step + 1}: out of memory with {self.device_batch_size} sequences of at most {longest} tokens "
+                f"in one pass{why}; a lower task.max_length or training.batch_size, or "
+                "training.gradient_checkpointing=true, takes less"
+            )
+        self.device_batch_size = size
 
     def loss(self, step: int, rows: list[int]) -> tuple[Tensor, Tensor]:
         """The sum of the loss over what it counts in these rows, and that count."""

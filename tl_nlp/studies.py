@@ -17,6 +17,7 @@ from tl_nlp.recipe import Recipe
 from tl_nlp.reporting import write_report
 from tl_nlp.rows import resolved
 from tl_nlp.run import Run
+from tl_nlp.session import alone
 from tl_nlp.statistics import PowerLaw, fit_power_law
 from tl_nlp.training import create_run, train_one
 from tl_nlp.types import Prediction
@@ -27,8 +28,9 @@ _NOTHING = 1e-9  # a gain that is rounding
 _FAR = 100  # times the rows, beyond which a law is not asked
 
 
-def train(recipe: Recipe | Run, *, root: Path | None = None) -> Run:
-    """Trains a recipe into a new run under `root` (default: $TL_NLP_RUNS, else ./runs); a Run goes on where it stopped.
+def train(recipe: Recipe | Run, *, root: Path | None = None, weights_only: bool = False) -> Run:
+    """Trains a recipe into a new run under `root` (default: $TL_NLP_RUNS, else ./runs); a Run goes on where it stopped,
+    `weights_only` also from a checkpoint without its optimizer's state, and then not exactly.
 
     With training.seeds or data.folds the run holds several, and keeps the model that is best on validation. Raises a
     TLError: see `tl_nlp.errors`. Under `accelerate launch` every process calls this and returns the same run.
@@ -36,7 +38,7 @@ def train(recipe: Recipe | Run, *, root: Path | None = None) -> Run:
     asked = recipe.recipe() if isinstance(recipe, Run) else recipe
     has_folds = asked.data.folds is not None and asked.data.fold is None
     if asked.training.seeds == 1 and not has_folds and not asked.training.scratch:
-        return train_one(recipe, root=root)
+        return train_one(recipe, root=root, weights_only=weights_only)
     if isinstance(recipe, Run) and recipe.is_finished:
         return recipe
     if asked.training.scratch and (asked.training.seeds > 1 or has_folds):
@@ -49,29 +51,30 @@ def train(recipe: Recipe | Run, *, root: Path | None = None) -> Run:
         # first, so that the run finds it among its baselines when it is scored
         own = [] if asked.method.kind == "full" else ["method=full", "checkpoint.load_in=float32", "training.lr=1e-4"]
         scratch = asked.override(*own, "training.scratch=false", "checkpoint.random=true")
-        _trained(run, "scratch", scratch, accelerator)
-        return train_one(run)
+        _trained(run, "scratch", scratch, accelerator, weights_only)
+        return train_one(run, weights_only=weights_only)
     if has_folds:
         parts = {f"folds/{fold}": f"data.fold={fold}" for fold in range(asked.data.folds or 0)}
     else:
         first = asked.training.seed
         parts = {f"seeds/{seed}": f"training.seed={seed}" for seed in range(first, first + asked.training.seeds)}
-    runs = [
-        _trained(run, part, asked.override("training.seeds=1", assignment), accelerator)
-        for part, assignment in parts.items()
-    ]
-    if accelerator.is_main_process:
-        _conclude(run, runs, "folds" if has_folds else "seeds")
-    accelerator.wait_for_everyone()
+    with alone(run, accelerator):
+        runs = [
+            _trained(run, part, asked.override("training.seeds=1", assignment), accelerator, weights_only)
+            for part, assignment in parts.items()
+        ]
+        if accelerator.is_main_process:
+            _conclude(run, runs, "folds" if has_folds else "seeds")
+        accelerator.wait_for_everyone()
     return run
 
 
-def _trained(run: Run, part: str, recipe: Recipe, accelerator: Accelerator) -> Run:
+def _trained(run: Run, part: str, recipe: Recipe, accelerator: Accelerator, weights_only: bool = False) -> Run:
     """The run inside `run`, trained."""
     if accelerator.is_main_process:
         run.within(part, recipe)
     accelerator.wait_for_everyone()
-    return train_one(run.within(part, recipe))
+    return train_one(run.within(part, recipe), weights_only=weights_only)
 
 
 def _conclude(run: Run, runs: list[Run], kind: str) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
@@ -23,12 +22,11 @@ from tl_nlp.artifact import locate, save_artifact
 from tl_nlp.baselines import Given, given
 from tl_nlp.batches import Encoded, window_lengths
 from tl_nlp.checking import check, label_counts, sampled
-from tl_nlp.environment import git_revision, versions
-from tl_nlp.errors import RecipeError, RunError
+from tl_nlp.errors import RecipeError
 from tl_nlp.evaluation import judged, read_predictions, references, score, write_predictions
 from tl_nlp.features import Frozen
 from tl_nlp.findings import Finding
-from tl_nlp.hardware import best_device, device_name, peak_rss_mb
+from tl_nlp.hardware import best_device, peak_rss_mb
 from tl_nlp.loop import Progress, fit
 from tl_nlp.model import check as check_model
 from tl_nlp.model import load_base, load_model, placed
@@ -40,6 +38,7 @@ from tl_nlp.reporting import write_report
 from tl_nlp.rows import fingerprint, hashes, resolved
 from tl_nlp.run import Run
 from tl_nlp.schedule import Plan
+from tl_nlp.session import alone, note_start
 from tl_nlp.steps import Steps, refuse_split_steps
 from tl_nlp.tables import Rejects
 from tl_nlp.types import Metrics
@@ -48,36 +47,48 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 
-def train_one(recipe: Recipe | Run, *, root: Path | None = None) -> Run:
+def train_one(recipe: Recipe | Run, *, root: Path | None = None, weights_only: bool = False) -> Run:
     """Trains a recipe into one new run under `root`, whatever it says of seeds and folds; a Run goes on where it
-    stopped.
+    stopped, `weights_only` also from a checkpoint without its optimizer's state.
 
     Under `accelerate launch` every process calls this and returns the same run.
     """
     if isinstance(recipe, Run) and recipe.is_finished:
+        if not recipe.report_file.is_file():  # killed behind the results
+            write_report(recipe)
         return recipe
     accelerator = Accelerator()
-    asked = recipe.recipe() if isinstance(recipe, Run) else recipe
-    prepared = prepare(asked)
-    size = asked.training.device_batch_size
-    if isinstance(size, int):
-        refuse_split_steps(asked.training, prepared.lengths, size, accelerator.num_processes)
-    run = recipe if isinstance(recipe, Run) else create_run(prepared.recipe, root, accelerator)
+    with ExitStack() as held:
+        if isinstance(recipe, Run):
+            held.enter_context(alone(recipe, accelerator))
+        asked = recipe.recipe() if isinstance(recipe, Run) else recipe
+        prepared = prepare(asked)
+        size = asked.training.device_batch_size
+        if isinstance(size, int):
+            refuse_split_steps(asked.training, prepared.lengths, size, accelerator.num_processes)
+        run = recipe if isinstance(recipe, Run) else create_run(prepared.recipe, root, accelerator)
+        if not isinstance(recipe, Run):
+            held.enter_context(alone(run, accelerator))
+        _train(run, prepared, accelerator, weights_only)
+    return run
+
+
+def _train(run: Run, prepared: Prepared, accelerator: Accelerator, weights_only: bool) -> None:
+    """From rows that are ready to a finished run."""
     known = None
     if accelerator.is_main_process:
-        _note_start(run, prepared, accelerator)
+        note_start(run, prepared.recipe, prepared.rows, prepared.folder, accelerator)
         known = _look_at(run, prepared)
     accelerator.wait_for_everyone()
     steps, predictor = steps_of(prepared, accelerator)
     if accelerator.is_main_process:
         _note_size(run, steps)
-    progress = _fit(steps, predictor, prepared, run)
+    progress = _fit(steps, predictor, prepared, run, weights_only)
     if known is not None:
         save_artifact(predictor.model, prepared.tokenizer, _calibrated(predictor, prepared), run)
         _finish(run, prepared, known, progress)
         write_report(run)
     accelerator.wait_for_everyone()
-    return run
 
 
 @dataclass
@@ -227,29 +238,6 @@ def _encode(rows: Dataset, task: Any, tokenizer: Any, split: str) -> Dataset:
     )
 
 
-def _note_start(run: Run, prepared: Prepared, accelerator: Accelerator) -> None:
-    """Writes environment.json; a resumed run whose data has changed is refused with a RunError."""
-    recipe = prepared.recipe
-    before = run.data().get("splits", {})
-    changed = [name for name in before if before[name]["fingerprint"] != fingerprint(prepared.rows[name])]
-    if changed:
-        raise RunError(
-            f"the {changed[0]} rows are not those {run.folder} began with, so it cannot go on exactly; "
-            "put the data back, or train anew from the recipe"
-        )
-    run.write_environment(
-        {
-            "versions": versions(),
-            "git_revision": git_revision(),
-            "device": str(accelerator.device),
-            "device_name": device_name(accelerator.device),
-            "n_processes": accelerator.num_processes,
-            "command": shlex.join(sys.argv),
-            "seeds": {"training": recipe.training.seed, "data": recipe.data.seed},
-        }
-    )
-
-
 def _look_at(run: Run, prepared: Prepared) -> Given:
     """Checks the data: writes data.json and what goes with it, tells what is wrong; returns what baselines need."""
     started = time.perf_counter()
@@ -296,7 +284,7 @@ def _note_size(run: Run, steps: Steps) -> None:
     )
 
 
-def _fit(steps: Steps, predictor: Predictor, prepared: Prepared, run: Run) -> Progress:
+def _fit(steps: Steps, predictor: Predictor, prepared: Prepared, run: Run, weights_only: bool) -> Progress:
     """Trains the model; while the head learns alone, on features of the backbone that are computed once."""
     recipe, encoded, model = prepared.recipe, prepared.encoded, predictor.model
     accelerator = steps.accelerator
@@ -334,7 +322,7 @@ def _fit(steps: Steps, predictor: Predictor, prepared: Prepared, run: Run) -> Pr
         return task.score(decided.decode(outputs, truth, prepared.tokenizer), truth)
 
     with features.reading_features(model) if cached else nullcontext():
-        progress = fit(steps, validate, task.main_metric, run)
+        progress = fit(steps, validate, task.main_metric, run, prepared.rows["train"]["id"], weights_only=weights_only)
     progress.seconds += seconds
     return progress
 
@@ -385,6 +373,9 @@ def _finish(run: Run, prepared: Prepared, known: Given, progress: Progress) -> N
                 "examples_per_second": round(progress.rows / max(progress.seconds, 1e-9), 1),
                 "peak_rss_mb": round(peak_rss_mb()),
                 "energy_wh": None if progress.joules is None else round(progress.joules / 3600, 3),
+                "skipped_steps": progress.skipped,
+                "device_batch_size": progress.device_batch_size,
+                "weights_only_from": progress.weights_only_from,
             },
         }
     )

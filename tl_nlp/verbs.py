@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tl_nlp import hub
 from tl_nlp.components import kinds
-from tl_nlp.errors import RecipeError, TLError
+from tl_nlp.errors import RecipeError, RunError, TLError
 from tl_nlp.hub import local
 from tl_nlp.recipe import Recipe, load_recipe, recipe_files
 from tl_nlp.run import Run, all_runs, artifact_folder, newest_runs
@@ -37,9 +37,11 @@ def show(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     chosen = _recipe_or_run(arguments)
+    if arguments.weights_only and not isinstance(chosen, Run):
+        raise RecipeError("--weights-only is for a run that goes on; a recipe begins a new one")
     from tl_nlp.studies import train
 
-    run = train(chosen)
+    run = train(chosen, weights_only=arguments.weights_only)
     if os.environ.get("RANK", "0") != "0":  # under `accelerate launch` one process speaks
         return
     results = run.results()
@@ -61,6 +63,18 @@ def train(arguments: argparse.Namespace) -> None:
     if results.get("negative_transfer"):
         print(f"negative transfer? {results['negative_transfer']}")
     print(run.folder)
+
+
+def reproduce(arguments: argparse.Namespace) -> None:
+    run = Run.open(local(arguments.run))
+    from tl_nlp.reproduction import reproduce
+
+    made = reproduce(run)
+    for line in made.lines():
+        print(line)
+    print(made.again.folder)
+    if not made.agrees:
+        raise RunError(f"{run.folder} is not reproduced: {made.verdict()}")
 
 
 def _recipe_or_run(arguments: argparse.Namespace) -> Recipe | Run:

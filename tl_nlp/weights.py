@@ -44,6 +44,10 @@ class Weights:
     def copies(self) -> dict[str, Tensor]:
         return {name: weight.detach().clone() for name, weight in self.by_name.items()}
 
+    def not_finite(self) -> list[str]:
+        """The names of those that hold NaN or infinity."""
+        return [name for name, weight in self.by_name.items() if not bool(torch.isfinite(weight.detach()).all())]
+
     @contextmanager
     def replaced(self, tensors: dict[str, Tensor] | None) -> Iterator[None]:
         """Within the block the weights are `tensors`, where there are any."""

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from tl_nlp.data.files import Files
+from tl_nlp.disk import writing
 from tl_nlp.errors import DataError, RecipeError
 from tl_nlp.labelling.store import keys_of, labels_of
 from tl_nlp.recipe import Recipe, Task
@@ -158,7 +159,7 @@ def _written(tables: dict[str, pa.Table], parent: Path, recipe: Recipe) -> Files
     }
     folder = parent / f"rows-{_digest(tables)}"
     if not folder.is_dir():
-        with Run.writing(folder) as partial:
+        with writing(folder) as partial:
             for split, table in tables.items():
                 pyarrow.parquet.write_table(table, partial / f"{split}.parquet")
     files = {split: folder / f"{split}.parquet" for split in tables}

@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
+from tl_nlp.disk import writing
 from tl_nlp.errors import DataError, RecipeError
 from tl_nlp.labelling.agreement import Agreement, cohen_kappa
 from tl_nlp.labelling.strategies import BY_EMBEDDINGS, BY_PROBABILITIES, STRATEGIES, order
 from tl_nlp.metrics import accuracy
 from tl_nlp.recipe import Recipe, Task
 from tl_nlp.rows import columns_of, select
-from tl_nlp.run import Run
 from tl_nlp.statistics import intervals
 from tl_nlp.tables import MAX_CHARACTERS, as_text, write_rows
 from tl_nlp.types import COLUMNS, KEEP_TOGETHER, Label
@@ -107,7 +107,7 @@ class Labelling:
         if not kept:
             raise DataError(f"none of the {len(texts)} rows has a text to label")
         texts = texts.take(kept)
-        with Run.writing(folder) as partial:
+        with writing(folder) as partial:
             pyarrow.parquet.write_table(texts, partial / _TEXTS)
             _write_json(partial / _ORDER, _ordered("random", order("random", len(texts))))
             (partial / _LOG).touch()

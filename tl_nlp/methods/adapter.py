@@ -9,6 +9,7 @@ from tl_nlp.adapters import refuse_other_weights, refuse_unknown_family
 from tl_nlp.errors import CheckpointError
 from tl_nlp.families import FAMILIES, head_modules, in_head, pattern
 from tl_nlp.recipe import ANY_FORMAT, Method
+from tl_nlp.untrusted import weights_bytes
 
 FILE = "adapter.safetensors"
 
@@ -59,16 +60,15 @@ class Adapter(Method):
 
     def load(self, model: Any, folder: Path) -> Any:
         import torch
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         file = folder / FILE
         if not file.is_file():
             raise CheckpointError(f"{folder} holds no {FILE}")
-        try:
-            tensors = load_file(file)
-        except SafetensorError as error:
-            raise CheckpointError(f"the adapter {file} cannot be loaded: {error}") from None
+        weights_bytes([file])
+        tensors = load_file(file)
+        if not any(self.size in tensor.shape for tensor in tensors.values()):  # before memory is taken for it
+            raise CheckpointError(f"the adapter {file} does not fit its recipe: no weight in it is {self.size} wide")
         model = self.apply(model, head_modules(model))
         own = self._own(model)
         refuse_other_weights(file, set(tensors), set(own))

@@ -1,0 +1,60 @@
+"""SIGINT and SIGTERM: they stop at once what has nothing to lose, and a training at its next step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that acts at once. No `except Exception` of a library takes it for a fault of its own."""
+
+    def __init__(self, number: int, message: str):
+        self.number = number
+        super().__init__(message)
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Within the block either signal raises Stopped."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped(number, f"stopped by {signal.Signals(number).name}")
+
+    with _handled(stop):
+        yield
+
+
+@contextmanager
+def held() -> Iterator[list[int]]:
+    """Within the block the first signal is put into the list it yields; a second one raises Stopped."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if received:
+            raise Stopped(number, "stopped at once by a second signal")
+        received.append(number)
+
+    with _handled(note):
+        yield received
+
+
+@contextmanager
+def _handled(handler: Any) -> Iterator[None]:
+    """The handler of both signals within the block; only a process's main thread can have one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _NUMBERS}
+    for number in _NUMBERS:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, theirs in before.items():
+            signal.signal(number, theirs)
