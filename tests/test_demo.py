@@ -401,7 +401,9 @@ def open_from_menu(page, *tabs: str):
     for name in tabs:
         tab = page.get_by_role("tab", name=name, exact=True).locator("visible=true")
         if not tab.count():
-            page.get_by_role("button", name=re.compile("more|overflow", re.IGNORECASE)).locator("visible=true").first.click()
+            page.get_by_role("button", name=re.compile("more|overflow", re.IGNORECASE)).locator(
+                "visible=true"
+            ).first.click()
             page.get_by_role("button", name=name, exact=True).locator("visible=true").first.click()
         else:
             tab.first.click()

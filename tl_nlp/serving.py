@@ -11,11 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tl_nlp.artifact import shared_base
 from tl_nlp.errors import BusyError, DataError, NoRunError
+from tl_nlp.onnx import Exported
 from tl_nlp.prediction import Predictor
 from tl_nlp.recipe import Recipe
-from tl_nlp.run import artifact_folder, read_recipe
+from tl_nlp.run import artifact_folder, is_export, read_recipe
 from tl_nlp.types import Prediction
 
 MAX_CHARACTERS = 100_000
@@ -184,18 +184,22 @@ def _groups(rows: Sequence[Row]) -> dict[str, list[str]]:
     return {"group": [row.group or "" for row in rows]}
 
 
+def _shared_base(artifact: Path) -> str | None:
+    from tl_nlp.artifact import shared_base
+
+    return shared_base(read_recipe(artifact))
+
+
 def load_all(folders: Sequence[Path]) -> list[Predictor]:
     """The predictors of runs or artifacts. Adapters of PEFT on one checkpoint share it: it is in memory once, and the
     adapter is switched where another one answers."""
     shared: dict[str, Predictor] = {}
     loaded = []
     for folder in folders:
-        recipe = read_recipe(artifact_folder(folder))
-        key = shared_base(recipe)
-        if key is None or key not in shared:
-            predictor = Predictor.load(folder)
-        else:
-            predictor = shared[key].beside(artifact_folder(folder))
+        artifact = artifact_folder(folder)
+        key = None if is_export(artifact) else _shared_base(artifact)
+        base = None if key is None else shared.get(key)
+        predictor = Predictor.load(folder) if base is None else base.beside(artifact)
         if key is not None:
             shared.setdefault(key, predictor)
         loaded.append(predictor)
@@ -269,6 +273,8 @@ class Service:
 
 def weights_mb(model: Any, adapter: str | None = None) -> float:
     """MB (10^6 bytes) of a model's weights, of several adapters only one where it is named."""
+    if isinstance(model, Exported):
+        return model.n_bytes / 1e6
     others = [f".{name}." for name in getattr(model, "peft_config", {}) if adapter is not None and name != adapter]
     return sum(
         weight.numel() * weight.element_size() / 1e6
