@@ -159,8 +159,8 @@ def _write_document(document: Any, n_hidden: int, path: Path) -> None:
         laid = [torch.ones(2, 3, n_hidden), torch.ones(2, 3)]
         names = ["windows", "lengths"]
     else:
-        some, there = torch.ones(2, 3, n_hidden), torch.ones(2, 3, dtype=torch.bool)
-        laid = [part for _ in SIDES for part in (some, there)]
+        shapes_of = [(2, 3 + place) for place, _ in enumerate(SIDES)]  # equal sizes would be taken for always so
+        laid = [part for s in shapes_of for part in (torch.ones(*s, n_hidden), torch.ones(s, dtype=torch.bool))]
         names = [part for name in SIDES for part in (name, f"{name}_there")]
     surface = torch.ones(2, document.n_surface) if document.n_surface else None
     group = torch.zeros(2, dtype=torch.long) if document.own is not None else None
