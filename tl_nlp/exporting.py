@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-import sys
+import logging
 import time
 import warnings
 from collections.abc import Iterator
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 TOLERANCE = 0.01
-"""The loss of the main metric that an export may have, as a share of the metric's scale; twice as many answers may be
-others."""
+"""The loss of the main metric that an export may have, as a share of the metric's scale."""
+_OTHERS = 3  # times as many answers may be others: most of those that change are near to a border, on either side
 _EQUAL = 1e-3  # what sums in another order come to, of numbers about 1: beyond it the graph is not the model
 _MOST_ROWS = 2000  # of the test split, that are answered twice
 _MOST_REQUESTS = 50  # that are timed one by one
@@ -116,9 +117,13 @@ def export(
 @contextmanager
 def _quietly() -> Iterator[None]:
     """What exporters tell of themselves is not ours to tell."""
-    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
-        warnings.simplefilter("ignore")
-        yield
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _write_model(model: Any, tokenizer: Any, quantize: str | None, path: Path) -> None:
@@ -135,7 +140,8 @@ def _write_model(model: Any, tokenizer: Any, quantize: str | None, path: Path) -
     anywhere = torch.export.Dim.DYNAMIC
     quantizer = None
     if quantize is not None:
-        quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True))
+        # seven bits of eight for weights: processors without VNNI add in 16 bits, where eight would overflow
+        quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True, reduce_range=True))
     config = OnnxConfig(
         dynamic_shapes={name: {0: anywhere, 1: anywhere} for name in inputs}, ort_fusions=None, quantizer=quantizer
     )
@@ -175,6 +181,7 @@ def _write_document(document: Any, n_hidden: int, path: Path) -> None:
         dynamo=True,
         verbose=False,
     )
+    assert program is not None, "it is so where a path is given"
     _save(program.model, path)
 
 
@@ -278,7 +285,7 @@ def _refuse_loss(found: dict[str, Any], recipe: Recipe) -> None:
     is_equal = found["quantized"] is None and recipe.checkpoint.load_in == "float32"
     if is_equal and gap["relative"] > _EQUAL:
         raise RunError(f"the graph does not compute what the model does, so it is not written: {told}")
-    if loss > tolerance or found["agreement"] < 1 - 2 * tolerance:
+    if loss > tolerance or found["agreement"] < 1 - _OTHERS * tolerance:
         raise RunError(
             f"the export loses more than the tolerance of {tolerance:g}, so it is not written: {told}; --tolerance "
             "allows more, and without --quantize nothing is lost"
