@@ -116,6 +116,7 @@ def test_a_family_is_read_as_its_plain_attention_reads(checkpoint: Path, monkeyp
     assert model.config._attn_implementation == "eager"
 
 
+@pytest.mark.slow
 def test_a_family_answers_the_same_as_an_export(checkpoint: Path, reviews: Path, tmp_path: Path) -> None:
     """Of texts longer and shorter than those that the graph was made with, several at once and alone."""
     pytest.importorskip("onnxscript")
