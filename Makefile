@@ -26,7 +26,7 @@ format: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --editable '.[demo,gpu,samples,dev]'
+	.venv/bin/pip install --quiet --editable '.[demo,export,gpu,samples,dev]'
 	touch $@
 
 clean:

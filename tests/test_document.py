@@ -102,17 +102,21 @@ def test_a_text_that_says_what_its_pair_states_is_found_token_by_token() -> None
     states[5, :2], sides[5] = e[[0, 5]], torch.tensor([TEXT, TEXT, 0, 0])
     batch = batch_of([3, 4], [3, 1], [2, 2], sides=sides)
     layer = document("mean", compare=True)
-    shares = layer.comparison(states, batch).detach() / 5 + 0.5
+    shares = layer.comparison(layer.laid_out(states, batch)).detach() / 5 + 0.5
     # of the four words of text 0 the question's weighs nothing, and two of three are stated
     wanted = torch.tensor([[1.0, 2 / 3], [0.0, 0.0], [0.5, 0.5]])
     torch.testing.assert_close(shares, wanted, atol=2e-3, rtol=0)
     padded = states.masked_fill(~batch["attention_mask"].bool().unsqueeze(2), 1e3)
     torch.testing.assert_close(layer(padded, batch), layer(states, batch))
     states[1, 0] = (e[1] + e[4]) / 2**0.5  # half found: the cosine to what is stated is the root of 1/2
-    assert layer.comparison(states, batch)[0, 0].item() / 5 + 0.5 == pytest.approx((1 + 0.5**0.5) / 2, abs=2e-3)
+    assert layer.comparison(layer.laid_out(states, batch))[0, 0].item() / 5 + 0.5 == pytest.approx(
+        (1 + 0.5**0.5) / 2, abs=2e-3
+    )
     with torch.no_grad():
         layer.comparison.power_of_found[0] = np.log(0.5)
-    assert layer.comparison(states, batch)[0, 0].item() / 5 + 0.5 == pytest.approx((1 + 0.5**0.25) / 2, abs=2e-3)
+    assert layer.comparison(layer.laid_out(states, batch))[0, 0].item() / 5 + 0.5 == pytest.approx(
+        (1 + 0.5**0.25) / 2, abs=2e-3
+    )
 
 
 def test_the_question_in_a_pair_is_told_from_what_it_states(tiny_bert: Path) -> None:

@@ -114,3 +114,22 @@ def test_a_family_is_read_as_its_plain_attention_reads(checkpoint: Path, monkeyp
             plain = torch.cat([model(input_ids=torch.tensor([window])).last_hidden_state[0] for window in row])
             torch.testing.assert_close(torch.from_numpy(state).float(), plain.mean(0), atol=1e-4, rtol=1e-4)
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.slow
+def test_a_family_answers_the_same_as_an_export(checkpoint: Path, reviews: Path, tmp_path: Path) -> None:
+    """Of texts longer and shorter than those that the graph was made with, several at once and alone."""
+    pytest.importorskip("onnxscript")
+    if checkpoint.name == "bart":
+        pytest.skip("a BART writes")
+    from tl_nlp.exporting import export
+
+    run = train(tiny_recipe(checkpoint, reviews, method="lora"))
+    found = export(run, tmp_path / "export")
+    assert found["agreement"] == 1 and found["max_difference"]["relative"] < 1e-4
+    before, after = Predictor.load(run), Predictor.load(tmp_path / "export")
+    before.precision = "float32"
+    texts = ["good", "the film is bad " * 15, "a bad plot"]
+    for ask in (before(texts), [before([text])[0] for text in texts]):
+        for one, other in zip(ask, after(texts), strict=True):
+            assert other.probabilities == pytest.approx(one.probabilities, abs=1e-4)

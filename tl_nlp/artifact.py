@@ -74,13 +74,21 @@ def save_merged(artifact: Path, folder: Path) -> Recipe:
     if not recipe.method.is_mergeable:
         raise CheckpointError(f"method {recipe.method.kind} merges into no weights; without --merge it goes as it is")
     whole = recipe.checkpoint.model_copy(update={"load_in": "float32"})
-    model, tokenizer = _loaded(recipe.model_copy(update={"checkpoint": whole}), artifact)
+    model, tokenizer = load_whole(artifact)
     told = " ".join(filter(None, [recipe.note, f"Merged from a {recipe.method.kind} of the same checkpoint."]))
     merged = recipe.model_copy(
         update={"checkpoint": whole, "method": Full(head_epochs=recipe.method.head_epochs), "note": told}
     )
-    _write(folder, model.merge_and_unload(), tokenizer, merged)
+    _write(folder, model, tokenizer, merged)
     return merged
+
+
+def load_whole(artifact: Path) -> tuple[Any, Any]:
+    """(model, tokenizer) of an artifact in float32 and eval mode, an adapter of PEFT merged into the checkpoint."""
+    recipe = read_recipe(artifact)
+    whole = recipe.checkpoint.model_copy(update={"load_in": "float32"})
+    model, tokenizer = _loaded(recipe.model_copy(update={"checkpoint": whole}), artifact)
+    return (model.merge_and_unload() if hasattr(model, "merge_and_unload") else model), tokenizer
 
 
 def _write(folder: Path, model: Any, tokenizer: Any, recipe: Recipe) -> None:

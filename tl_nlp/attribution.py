@@ -184,6 +184,7 @@ class _Case:
     def __init__(
         self, predictor: Predictor, text: str, pair: str | None, columns: dict[str, Any], target: str | None = None
     ):
+        predictor.refuse_export("gradients or states to explain them by")
         if predictor.task.head == "select":
             raise DataError(
                 f"task {predictor.task.kind} shows itself what it picked, and its answer is made of nothing else; "

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tl_nlp.types import IGNORED
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Encoded = Any
 """Encoded rows: a `datasets.Dataset` of `Task.encode`'s columns, or anything with `encoded[indices]` → columns."""
@@ -37,12 +39,26 @@ _FILL = {"input_ids": 0, "token_type_ids": 0, "sentence_ids": -1, "sides": 0}
 _GROUP = 50  # batches that are shuffled together and sorted by length; more pad less and mix less
 
 
-def window_lengths(encoded: Encoded) -> list[list[int]]:
-    """For each row the number of tokens of each of its windows; cached features know theirs."""
-    import pyarrow.compute as pc
+class Columns:
+    """Encoded rows in memory: few of them are sooner answered than a `datasets.Dataset` is made."""
 
+    def __init__(self, columns: dict[str, list[Any]]):
+        self._columns = columns
+        self.lengths = [[len(window) for window in windows] for windows in columns["input_ids"]]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, rows: Sequence[int]) -> dict[str, list[Any]]:
+        return {name: [values[row] for row in rows] for name, values in self._columns.items()}
+
+
+def window_lengths(encoded: Encoded) -> list[list[int]]:
+    """For each row the number of tokens of each of its windows; rows in memory and cached features know theirs."""
     if hasattr(encoded, "lengths"):
         return encoded.lengths
+    import pyarrow.compute as pc
+
     ids = encoded.with_format("arrow")[:]["input_ids"].combine_chunks()
     tokens = pc.list_value_length(ids.flatten()).to_numpy(zero_copy_only=False)
     ends = np.cumsum(pc.list_value_length(ids).to_numpy(zero_copy_only=False))
@@ -96,6 +112,8 @@ def budgeted(lengths: Sequence[list[int]], n_tokens: int = 8192) -> Iterator[lis
 
 def collate(columns: dict[str, list[Any]], pad_id: int, device: Any = "cpu") -> dict[str, Tensor]:
     """The columns of a batch's rows as tensors: see `heads.Batch` for their shapes."""
+    import torch
+
     first = "features" if "features" in columns else "input_ids"
     n_windows = [len(windows) for windows in columns[first]]
     batch = {"rows": torch.arange(len(n_windows)).repeat_interleave(torch.tensor(n_windows))}
@@ -124,6 +142,8 @@ def collate(columns: dict[str, list[Any]], pad_id: int, device: Any = "cpu") -> 
 
 
 def _labels(labels: list[Any]) -> Tensor:
+    import torch
+
     if not isinstance(labels[0], list):
         return torch.tensor(labels)
     if isinstance(labels[0][0], list):
@@ -134,6 +154,8 @@ def _labels(labels: list[Any]) -> Tensor:
 
 
 def _pad(lists: list[list[Any]], fill: float, dtype: torch.dtype) -> Tensor:
+    import torch
+
     return torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(values, dtype=dtype) for values in lists], batch_first=True, padding_value=fill
     )

@@ -123,6 +123,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "runs", metavar="RUN", nargs="*", help=f"default: the newest finished of each recipe in {runs_root()}"
     )
+    sub = add(
+        "export", verbs.export, "write a run as a folder that answers fast and without torch; prints what it lost"
+    )
+    sub.add_argument("run", metavar="RUN")
+    sub.add_argument("--to", type=Path, metavar="DIR", required=True, help="a folder that is not there yet")
+    sub.add_argument("--format", choices=["onnx"], default="onnx", help="default: onnx, for ONNX Runtime")
+    sub.add_argument("--quantize", choices=["int8"], help="weights in a quarter of the room, products in less time")
+    sub.add_argument(
+        "--tolerance", type=float, default=0.01, help="loss of the main metric from which on nothing is written; 0.01"
+    )
+    sub.add_argument("--split", default="test", help="whose rows are answered before and after; default: test")
     sub = add("push", verbs.push, "publish a run on the Hugging Face Hub: model, scores and a card; prints where it is")
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("repo_id", metavar="OWNER/NAME")

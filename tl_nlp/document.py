@@ -15,6 +15,9 @@ from tl_nlp.families import head_modules, without_peft
 from tl_nlp.windows import ASKED, STATED, TEXT
 
 N_HEADS = 4  # of attention over windows
+Laid = list[Tensor]
+"""By example: windows of shape (examples, windows, hidden) and their tokens, 0 where none is; or where a text is
+compared with its pair, of each side the tokens, of shape (examples, tokens, hidden), and which of them are."""
 
 
 class Document(nn.Module):
@@ -65,20 +68,30 @@ class Document(nn.Module):
         """From states of shape (windows, tokens, hidden); without a batch they pass, as the logits of their model."""
         if batch is None:
             return states
+        return self.logits(self.laid_out(states, batch), batch.get("surface"), batch.get("group"))
+
+    def laid_out(self, states: Tensor, batch: dict[str, Tensor]) -> Laid:
+        """What it reads of states of shape (windows, tokens, hidden), by example."""
         if self.comparison is not None:
-            read = self.comparison(states, batch)
+            return [part for side in (TEXT, STATED, ASKED) for part in _tokens(states, batch, side)]
+        mask = batch["attention_mask"].unsqueeze(2).to(states)
+        windows = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
+        lengths = batch["lengths"].to(windows)
+        return list(_laid_out(windows, lengths, batch["rows"], int(batch["n_rows"])))
+
+    def logits(self, laid: Laid, surface: Tensor | None = None, group: Tensor | None = None) -> Tensor:
+        """Of shape (examples, outputs), from what was laid out, surface features of shape (examples, features) and the
+        group of each example."""
+        if self.comparison is not None:
+            read = self.comparison(laid)
         else:
-            mask = batch["attention_mask"].unsqueeze(2).to(states)
-            windows = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
-            lengths = batch["lengths"].to(windows)
-            read = self.norm(self._pooled(*_laid_out(windows, lengths, batch["rows"], int(batch["n_rows"]))))
-            read = functional.dropout(read, self.dropout, self.training)
-        if self.n_surface:
-            read = torch.cat([read, batch["surface"].to(read)], 1)
+            read = functional.dropout(self.norm(self._pooled(*laid)), self.dropout, self.training)
+        if surface is not None and self.n_surface:
+            read = torch.cat([read, surface.to(read)], 1)
         logits = self.linear(read)
-        if self.own is not None:
+        if self.own is not None and group is not None:
             with_constant = torch.cat([read, torch.ones_like(read[:, :1])], 1)
-            own = self.own(batch["group"]).unflatten(1, (logits.shape[1], -1))
+            own = self.own(group).unflatten(1, (logits.shape[1], -1))
             logits = logits + torch.einsum("eof,ef->eo", own, with_constant)
         return logits
 
@@ -135,10 +148,11 @@ class _Comparison(nn.Module):
         # logs, each for what the pair states and for the text
         self.power_of_found, self.power_of_new = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
 
-    def forward(self, states: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Of shape (examples, N_COMPARED), from states of shape (windows, tokens, hidden)."""
-        states = functional.normalize(states.float(), dim=-1)
-        text, stated, asked = (_tokens(states, batch, side) for side in (TEXT, STATED, ASKED))
+    def forward(self, laid: Laid) -> Tensor:
+        """Of shape (examples, N_COMPARED), from the tokens of text, stated and asked."""
+        text, stated, asked = (
+            (functional.normalize(laid[place].float(), dim=-1), laid[place + 1]) for place in (0, 2, 4)
+        )
         read = []
         for place, (side, other) in enumerate(((stated, text), (text, stated))):
             found = _nearest(side, other) ** self.power_of_found[place].exp()

@@ -49,7 +49,7 @@ def evaluate(run: Run | str | Path, split: str = "test", file: str | Path | None
                 f"{file} has no column 'target' or {recipe.data.target!r} to score against; tl-nlp predict needs none"
             )
     else:
-        rows = _own_rows(folder, recipe, split)
+        rows = own_rows(folder, recipe, split)
     predictor = Predictor.load(artifact)
     found = score(predictor.task, predictor.predict(rows), references(predictor.task, rows))
     if rejects:
@@ -63,7 +63,7 @@ def evaluate(run: Run | str | Path, split: str = "test", file: str | Path | None
     return found
 
 
-def _own_rows(folder: Path, recipe: Recipe, split: str) -> Dataset:
+def own_rows(folder: Path, recipe: Recipe, split: str) -> Dataset:
     """The rows of a split of the data that a run or an artifact was made with. Raises DataError for others."""
     _, splits = resolved(recipe)
     if split not in splits:
@@ -174,7 +174,7 @@ def _answered(folder: Path, split: str) -> tuple[Task, list[Prediction], Rows]:
     recipe, run = read_recipe(artifact), Run.find(folder)
     if run is not None:
         return recipe.task, *read_predictions(run.predictions_file(split), recipe.task)
-    rows = _own_rows(folder, recipe, split)
+    rows = own_rows(folder, recipe, split)
     return recipe.task, Predictor.load(artifact).predict(rows), references(recipe.task, rows)
 
 

@@ -38,6 +38,7 @@ def nearest(predictor: Predictor, text: str, pair: str | None, rows: Dataset, n:
     """
     if not isinstance(text, str) or not text.strip():
         raise DataError("the text is empty; it is like no other")
+    predictor.refuse_export("states to compare texts by")
     from datasets import Dataset
 
     task, plain = predictor.task, without_peft(predictor.model)

@@ -3,55 +3,72 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from tl_nlp.artifact import load_beside, load_trained
 from tl_nlp.batches import Columns, Encoded, budgeted, collate, window_lengths
 from tl_nlp.errors import DataError, RunError
-from tl_nlp.hardware import best_device, inferring
-from tl_nlp.heads import head_of
 from tl_nlp.hub import local
-from tl_nlp.model import placed
+from tl_nlp.onnx import Exported
 from tl_nlp.recipe import Recipe, Task
 from tl_nlp.rows import columns_of, select
-from tl_nlp.run import Run, artifact_folder, read_recipe
+from tl_nlp.run import Run, artifact_folder, is_export, read_recipe
 from tl_nlp.types import COLUMNS, Prediction, as_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from datasets import Dataset
 
+    from tl_nlp.heads import Head
+
 _CHUNK = 10_000  # rows that are encoded at once
 _BAR_FROM = 200  # rows
 
 
 class Predictor:
-    """Predictions of a model for a task. Made from a run with `Predictor.load`, or from a model in memory."""
+    """Predictions of a model for a task. Made from a run or an export with `Predictor.load`, or from a model in memory:
+    a model of torch, or `onnx.Exported`, which needs no torch."""
 
     def __init__(self, model: Any, tokenizer: Any, task: Task, precision: str = "auto", recipe: Recipe | None = None):
         self.model, self.tokenizer, self.task, self.precision, self.recipe = model, tokenizer, task, precision, recipe
         self.adapter: str | None = None  # of several on one model, the one that answers here
-        self.head = head_of(task)
         self.pad_id = tokenizer.pad_token_id or 0
+
+    @cached_property
+    def head(self) -> Head:
+        """What infers from a model of torch."""
+        from tl_nlp.heads import head_of
+
+        return head_of(self.task)
 
     @classmethod
     def load(cls, run: str | Path | Run) -> Predictor:
-        """The predictor of a run directory, of an artifact (its model/) alone, or of owner/name on the Hub.
+        """The predictor of a run directory, of an artifact (its model/) or an export, or of owner/name on the Hub.
 
         Raises RunError, CheckpointError, HubError.
         """
         folder = run.artifact if isinstance(run, Run) else artifact_folder(local(run))
         recipe = read_recipe(folder)
+        if is_export(folder):
+            exported = Exported.load(folder, recipe.task)
+            return cls(exported, exported.tokenizer, recipe.task, recipe=recipe)
+        from tl_nlp.artifact import load_trained
+        from tl_nlp.hardware import best_device
+        from tl_nlp.model import placed
+
         model, tokenizer = load_trained(folder)
         return cls(placed(model, best_device()), tokenizer, recipe.task, recipe.training.precision, recipe)
 
     def beside(self, artifact: Path) -> Predictor:
         """The predictor of another adapter's artifact, on the model of this one: see `artifact.shared_base`."""
+        from tl_nlp.artifact import load_beside
+
         recipe = read_recipe(artifact)
         self.adapter = self.adapter or "default"
         name = f"adapter-{len(self.model.peft_config)}"
@@ -112,13 +129,29 @@ class Predictor:
         """What the head infers for each encoded row, in their order; each pass keeps within a token budget."""
         lengths = window_lengths(encoded)
         outputs: list[np.ndarray] = [np.empty(0)] * len(lengths)
-        self.activate()
-        with inferring(self.model, self.precision) as device:
+        with self._answering() as answer:
             for rows in budgeted(lengths):
                 columns = encoded[rows]
-                batch = collate({name: columns[name] for name in columns if name != "labels"}, self.pad_id, device)
-                for row, output in zip(rows, self.head.infer(self.model, batch), strict=True):
+                found = answer({name: columns[name] for name in columns if name != "labels"})
+                for row, output in zip(rows, found, strict=True):
                     outputs[row] = output
                 if bar is not None:
                     bar.update(len(rows))
         return outputs
+
+    @contextmanager
+    def _answering(self) -> Iterator[Callable[[dict[str, list[Any]]], Sequence[np.ndarray]]]:
+        """What infers the columns of a batch, while nothing is learned."""
+        if isinstance(self.model, Exported):
+            yield self.model.infer
+            return
+        from tl_nlp.hardware import inferring
+
+        self.activate()
+        with inferring(self.model, self.precision) as device:
+            yield lambda columns: self.head.infer(self.model, collate(columns, self.pad_id, device))
+
+    def refuse_export(self, what: str) -> None:
+        """Raises RunError where the model is an export, which answers and does nothing else."""
+        if isinstance(self.model, Exported):
+            raise RunError(f"an export gives answers and has no {what}; name the run that it was made from")

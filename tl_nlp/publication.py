@@ -18,7 +18,7 @@ from tl_nlp.errors import HubError, RunError
 from tl_nlp.licences import Ruling, rule
 from tl_nlp.provenance import base_on_hub, licences
 from tl_nlp.recipe import Recipe
-from tl_nlp.run import RECIPE, Run, artifact_folder, read_recipe, results_of
+from tl_nlp.run import RECIPE, Run, artifact_folder, is_export, read_recipe, results_of
 
 RESULTS = "results.json"
 _OF_RESULTS = ("format", "main_metric", "task", "baselines", "verdict", "negative_transfer", "seeds", "folds", "train")
@@ -112,6 +112,8 @@ def prepare(
 ) -> Made:
     """Writes all that would be published into a new `folder`; of an `earlier` card it keeps what people wrote."""
     artifact = artifact_folder(path)
+    if is_export(artifact):
+        raise RunError(f"{artifact} is an export, which is for serving; push the run that it was made from")
     recipe = read_recipe(artifact).override(*licence)
     folder.mkdir(parents=True)
     if merge:

@@ -19,6 +19,7 @@ from tl_nlp.errors import NoRunError, RecipeError, RunError
 from tl_nlp.recipe import Recipe
 
 RECIPE = "recipe.json"
+CERTIFICATE = "certificate.json"
 _HASHES = "row_hashes.parquet"
 _LINE = {"step", "epoch", "split", "values"}
 _CHOICES = ("checkpoint", "data", "task", "method", "training")
@@ -104,8 +105,8 @@ class Run:
 
     @classmethod
     def find(cls, folder: Path) -> Run | None:
-        """The run in `folder`, or None where the folder is not one. An artifact alone is not a run."""
-        is_run = (folder / RECIPE).is_file() and not any(folder.glob("*.safetensors"))
+        """The run in `folder`, or None where the folder is not one. An artifact or an export alone is not a run."""
+        is_run = (folder / RECIPE).is_file() and not any(folder.glob("*.safetensors")) and not is_export(folder)
         return cls(folder) if is_run else None
 
     @classmethod
@@ -326,8 +327,18 @@ def newest_runs(root: Path | None = None) -> list[Run]:
     return [newest[name] for name in sorted(newest)]
 
 
+def is_export(folder: Path) -> bool:
+    """Whether the folder is what `tl-nlp export` writes."""
+    return (folder / CERTIFICATE).is_file()
+
+
+def read_certificate(folder: Path) -> dict[str, Any]:
+    """What an export was found to be when it was written. Raises RunError where it is damaged."""
+    return _read(folder / CERTIFICATE)
+
+
 def artifact_folder(path: str | Path) -> Path:
-    """The artifact of a run, or `path` itself where it is an artifact. Raises RunError."""
+    """The artifact of a run, or `path` itself where it is an artifact or an export. Raises RunError."""
     folder = Path(path)
     if (folder / RECIPE).is_file() and Run.find(folder) is None:
         return folder

@@ -11,11 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tl_nlp.artifact import shared_base
 from tl_nlp.errors import BusyError, DataError, NoRunError
+from tl_nlp.onnx import Exported
 from tl_nlp.prediction import Predictor
 from tl_nlp.recipe import Recipe
-from tl_nlp.run import artifact_folder, read_recipe
+from tl_nlp.run import artifact_folder, is_export, read_recipe
 from tl_nlp.types import Prediction
 
 MAX_CHARACTERS = 100_000
@@ -240,6 +240,10 @@ class Service:
         """The predictor of a run or artifact. Adapters of PEFT on one checkpoint share it: it is in memory once, and
         the adapter is switched where another one answers."""
         artifact = artifact_folder(folder)
+        if is_export(artifact):
+            return Predictor.load(folder)
+        from tl_nlp.artifact import shared_base
+
         key = shared_base(read_recipe(artifact))
         if key is not None and key in self._bases:  # which may be at work
             return self.worker.do(lambda: self._bases[key].beside(artifact)).result()
@@ -268,6 +272,8 @@ class Service:
 
 def weights_mb(model: Any, adapter: str | None = None) -> float:
     """MB (10^6 bytes) of a model's weights, of several adapters only one where it is named."""
+    if isinstance(model, Exported):
+        return model.n_bytes / 1e6
     others = [f".{name}." for name in getattr(model, "peft_config", {}) if adapter is not None and name != adapter]
     return sum(
         weight.numel() * weight.element_size() / 1e6

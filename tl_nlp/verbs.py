@@ -272,6 +272,19 @@ def demo(arguments: argparse.Namespace) -> None:
     serve(folders)
 
 
+def export(arguments: argparse.Namespace) -> None:
+    folder = local(arguments.run)
+    artifact_folder(folder)  # a wrong path is answered before torch is imported
+    from tl_nlp.exporting import export, told
+
+    found = export(
+        folder, arguments.to, quantize=arguments.quantize, tolerance=arguments.tolerance, split=arguments.split
+    )
+    for line in told(found):
+        print(line)
+    print(arguments.to)
+
+
 def push(arguments: argparse.Namespace) -> None:
     from tl_nlp.publication import push
 

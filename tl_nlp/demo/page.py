@@ -7,14 +7,13 @@ from typing import Any
 import gradio as gr
 
 from tl_nlp.demo.tab_compare import add_compare
-from tl_nlp.demo.tab_explain import add_explain
 from tl_nlp.demo.tab_file import add_file
 from tl_nlp.demo.tab_label import add_label
 from tl_nlp.demo.tab_report import add_report
 from tl_nlp.demo.tab_train import add_train
 from tl_nlp.demo.tab_try import add_try
 from tl_nlp.jobs import Jobs
-from tl_nlp.run import results_of
+from tl_nlp.run import is_export, results_of
 from tl_nlp.serving import Row, Served, Service
 from tl_nlp.types import as_json
 
@@ -54,7 +53,10 @@ def _add_run(service: Service, served: Served) -> None:
     with gr.Tabs():
         with gr.Tab("Try"):
             tried = add_try(service, served)
-        if served.recipe.task.head != "select":  # what it picks it shows itself
+        # what it picks it shows itself; an export has nothing to explain by, and may be where torch is not
+        if served.recipe.task.head != "select" and not is_export(served.folder):
+            from tl_nlp.demo.tab_explain import add_explain
+
             with gr.Tab("Explain") as explain:
                 add_explain(service, served, tried, explain)
         with gr.Tab("A file"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import sys
@@ -90,7 +91,10 @@ def _bound(host: str) -> socket.socket:
 
 
 def _jobs() -> Jobs | None:
-    """The queue of trainings under the root of the runs, where one can be kept."""
+    """The queue of trainings under the root of the runs, where one can be kept and torch is there to train with."""
+    if importlib.util.find_spec("torch") is None:
+        print("without trainings: torch is not installed", file=sys.stderr)
+        return None
     try:
         return Jobs()
     except RunError as error:

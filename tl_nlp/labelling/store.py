@@ -347,6 +347,7 @@ def _seen(predictor: Predictor, strategy: str, rows: Dataset, known: list[Datase
     task = predictor.task
 
     def embedded(some: Dataset) -> np.ndarray:
+        predictor.refuse_export("states to order texts by")
         values = columns_of(some, tuple(name for name in (*COLUMNS, *task.columns) if name != "target"))
         encoded = Dataset.from_dict(task.encode(values, predictor.tokenizer))
         model = without_peft(predictor.model)

@@ -1,0 +1,109 @@
+"""How much sooner an export answers than transformers.pipeline in float32, with the same weights and scores.
+
+Command   python benchmarks/exporting.py [RUN] [ROWS]
+
+RUN is one of a classification with task.pooling=checkpoint, which pipeline can open; without it one epoch of sentiment
+is trained. Two things are measured, each in turn with its peer, five times, and the ratios of the medians are what to
+quote: single requests, sentences of the test split; and ROWS (10,000) reviews of all lengths, each read up to 256
+tokens by both, pipeline in batches of 32.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from transformers import pipeline
+from transformers.utils import logging
+
+from tl_nlp import Predictor, Run, load_recipe, train
+from tl_nlp.exporting import export
+from tl_nlp.rows import resolved
+
+TIMES = 5
+N_REQUESTS = 100
+
+
+def main() -> None:
+    logging.disable_progress_bar()
+    folder = Path(tempfile.mkdtemp(prefix="tl_nlp-exporting-"))
+    run = Run.open(sys.argv[1]) if len(sys.argv) > 1 else trained(folder)
+    n_rows = int(sys.argv[2]) if len(sys.argv) > 2 else 10_000
+    peer = pipeline("text-classification", model=str(run.artifact), device="cpu", dtype="float32")
+    predictors = {"torch (tl_nlp)": Predictor.load(run)}
+    for name, quantize in (("onnx float32", None), ("onnx int8", "int8")):
+        export(run, folder / name, quantize=quantize, tolerance=0.1)
+        predictors[name] = Predictor.load(folder / name)
+    sentences = list(resolved(run.recipe())[1]["test"]["text"])[:N_REQUESTS]
+    reviews, labels = mixed(run, n_rows)
+    options = {"truncation": True, "max_length": 256}
+
+    print(f"{'one request':24} {'p50, ms':>9} {'ratio':>6}")
+    for name, predictor in predictors.items():
+        ours, theirs = in_turn(
+            partial(p50, predictor, [[text] for text in sentences]), partial(p50, partial(peer, **options), sentences)
+        )
+        print(f"{name:24} {1000 * ours:9.2f} {theirs / ours:6.2f}")
+    print(f"{'pipeline float32':24} {1000 * theirs:9.2f}\n")
+
+    print(f"{f'{len(reviews)} reviews':24} {'a second':>9} {'ratio':>6} {'accuracy':>9}")
+    answers: dict[str, list[str]] = {}
+
+    def ask_peer() -> float:
+        start = time.perf_counter()
+        answers["pipeline"] = [one["label"] for one in peer(reviews, batch_size=32, **options)]
+        return time.perf_counter() - start
+
+    def ask(name: str) -> float:
+        predictor = predictors[name]
+        predictor.task = predictor.task.model_copy(update={"max_windows": 1, "max_length": 256})
+        start = time.perf_counter()
+        answers[name] = [one.label for one in predictor(reviews)]
+        return time.perf_counter() - start
+
+    spent: dict[str, list[float]] = {name: [] for name in (*predictors, "pipeline")}
+    for _ in range(TIMES):
+        for name in predictors:
+            spent[name].append(ask(name))
+        spent["pipeline"].append(ask_peer())
+    for name, times in spent.items():
+        right = np.mean([one == other for one, other in zip(answers[name], labels, strict=True)])
+        ratio = median(spent["pipeline"]) / median(times)
+        print(f"{name:24} {len(reviews) / median(times):9.1f} {ratio:6.2f} {right:9.4f}")
+
+
+def trained(folder: Path) -> Run:
+    recipe = load_recipe(Path(__file__).parent.parent / "recipes" / "sentiment.py", "training.epochs=1")
+    return train(recipe.override("task.pooling=checkpoint", "task.max_length=256"), root=folder)
+
+
+def mixed(run: Run, n_rows: int) -> tuple[list[str], list[str]]:
+    """Reviews of one sentence to some pages, most of them none the model learned from, and their labels."""
+    recipe = run.recipe().override("data.where={}", f"data.train_rows={n_rows}", "data.similarity=1")
+    rows = resolved(recipe)[1]["train"]
+    return list(rows["text"]), list(rows["target"])
+
+
+def p50(answer: Callable[[Any], object], requests: list[Any]) -> float:
+    """The median time of one request, in seconds."""
+    times = []
+    for request in requests:
+        start = time.perf_counter()
+        answer(request)
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def in_turn(ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[float, float]:
+    """The medians of what two measurements give, taken in turn."""
+    both = [(ours(), theirs()) for _ in range(TIMES)]
+    return median(one for one, _ in both), median(other for _, other in both)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""Exports: they answer as their runs do, without torch too, and what loses too much is not written."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import MINILM, ROOT, Answer, review_rows, tiny_recipe, write_jsonl
+from safetensors.torch import load_file, save_file
+
+from tl_nlp import Predictor, Recipe, Run, evaluate, train
+from tl_nlp.attribution import explain
+from tl_nlp.errors import RecipeError, RunError
+from tl_nlp.evaluation import compare
+from tl_nlp.heads import Classify, Multilabel, Ordinal, Select, pool
+from tl_nlp.onnx import DOCUMENT, MODEL, TOKENIZER, Exported, by_sentence, described
+from tl_nlp.onnx import pool as pool_of_numpy
+from tl_nlp.pretrained import find, load_tokenizer
+from tl_nlp.run import CERTIFICATE
+from tl_nlp.tokenization import FastTokenizer, as_json
+from tl_nlp.types import Label, Labels, Scores
+
+pytest.importorskip("onnxscript")
+ABSENT = ("torch", "transformers", "accelerate", "peft", "captum", "sklearn", "evaluate", "scipy", "safetensors")
+TEXTS = ["the film was lovely", "Ünïcode ☃ was 42 awful , it is ?", "good and dull with more story " * 12, "."]
+WINDOWED = {"max_length": 16, "max_windows": 4}
+CASES: dict[str, tuple[dict[str, Any], str]] = {
+    "checkpoint": ({"kind": "classification", **WINDOWED}, "full"),
+    "mean": ({"kind": "classification", "pooling": "mean", **WINDOWED}, "lora"),
+    "attention": ({"kind": "classification", "pooling": "attention", **WINDOWED}, "full"),
+    "transformer": ({"kind": "multilabel", "pooling": "transformer", **WINDOWED}, "full"),
+    "multilabel": ({"kind": "multilabel", **WINDOWED}, "adapter"),
+    "regress": ({"kind": "grading", **WINDOWED}, "full"),
+    "ordinal": ({"kind": "grading", "loss": "ordinal", "pooling": "mean", **WINDOWED}, "full"),
+    "surface": ({"kind": "grading", "pooling": "mean", "surface": ["length"], "dropout": 0.1, **WINDOWED}, "full"),
+    "apart": ({"kind": "grading", "pooling": "mean", "reading": "apart", **WINDOWED}, "full"),
+    "select": ({"kind": "highlights", "max_length": 32}, "full"),
+}
+
+
+def rows_for(kind: str) -> list[dict[str, Any]]:
+    """Rows of every length that suit a kind of task; half of those with grades are of another group."""
+    rows: list[dict[str, Any]] = []
+    for number, row in enumerate(review_rows(120)):
+        is_good = row["target"] == "positive"
+        if kind == "multilabel":
+            rows.append({**row, "target": "good|film" if is_good else "film"})
+        elif kind == "grading":
+            more = {"pair": "is it good ? it is fine .", "group": "ab"[number // 2 % 2]}
+            rows.append({**row, **more, "target": str(5 * is_good + number % 3 // 2)})
+        elif kind == "highlights":
+            text = f"The film was good. It is the plot {number % 97}. It was dull."
+            rows.append({"text": text, "target": f"it is the plot {number % 97}"})
+        else:
+            rows.append(row)
+    return rows
+
+
+def recipe_for(case: str, checkpoint: Path, folder: Path) -> Recipe:
+    task, method = CASES[case]
+    data = write_jsonl(folder / f"{case}.jsonl", rows_for(task["kind"]))
+    recipe = tiny_recipe(checkpoint, data, task, method=method, name=case)
+    return recipe.override("training.epochs=2", "training.lr=3e-3")
+
+
+def export(run: Any, to: Path, **options: Any) -> dict[str, Any]:
+    from tl_nlp.exporting import export
+
+    return export(run, to, **options)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Of a classification that answers right."""
+    folder = tmp_path_factory.mktemp("run")
+    recipe = recipe_for("checkpoint", tiny_bert, folder).override("training.epochs=12", "data.test_share=0.4")
+    return train(recipe, root=folder)
+
+
+@pytest.fixture(scope="module")
+def exported(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    to = tmp_path_factory.mktemp("export") / "float32"
+    export(run, to)
+    return to
+
+
+def numbers(prediction: Any) -> list[float]:
+    if isinstance(prediction, Label | Labels):
+        return list(prediction.probabilities.values())
+    return list(prediction.scores.values()) if isinstance(prediction, Scores) else prediction.sentences
+
+
+QUICK = ("mean", "surface", "apart", "select")  # the others share their parts
+
+
+@pytest.mark.parametrize("case", [pytest.param(one, marks=[pytest.mark.slow] * (one not in QUICK)) for one in CASES])
+def test_an_export_answers_as_its_run(case: str, tiny_bert: Path, tmp_path: Path) -> None:
+    run = train(recipe_for(case, tiny_bert, tmp_path))
+    found = export(run, tmp_path / "export")
+    assert found["agreement"] == 1
+    assert found["max_difference"]["relative"] < 1e-4
+    before, after = Predictor.load(run), Predictor.load(tmp_path / "export")
+    assert isinstance(after.model, Exported)
+    assert (tmp_path / "export" / DOCUMENT).exists() == (case in ("attention", "transformer", "surface", "apart"))
+    before.precision = "float32"
+    pairs, columns = None, {}
+    if CASES[case][0]["kind"] == "grading":
+        pairs, columns = (
+            ["was it ? " * 10, "is it good ? it is fine .", "more : story", "good"],
+            {"group": list("abac")},
+        )
+    for one, other in zip(before(TEXTS, pairs, **columns), after(TEXTS, pairs, **columns), strict=True):
+        assert numbers(other) == pytest.approx(numbers(one), abs=1e-4)
+    alone = [after([text], pairs and [pair], **{name: [value] for name, value in zip(columns, group, strict=True)})[0]
+             for text, pair, *group in zip(TEXTS, pairs or TEXTS, *columns.values(), strict=True)]  # fmt: skip
+    for one, other in zip(alone, after(TEXTS, pairs, **columns), strict=True):
+        assert numbers(other) == pytest.approx(numbers(one), abs=1e-4)
+
+
+def test_the_certificate_tells_what_was_measured(run: Run, tmp_path: Path, command: Any) -> None:
+    to = tmp_path / "int8"
+    answer: Answer = command("export", run.folder, "--to", to, "--quantize", "int8", "--tolerance", "0.02")
+    assert answer.status == 0, answer.err
+    assert answer.out.splitlines()[-1] == str(to)
+    assert answer.out.splitlines()[0].startswith("accuracy ")
+    found = json.loads((to / CERTIFICATE).read_text())
+    assert {path.name for path in to.iterdir()} == {MODEL, TOKENIZER, "recipe.json", CERTIFICATE, "README.md"}
+    assert found["rows"] == 48 and found["split"] == "test" and found["quantized"] == "int8"
+    metric = found["metric"]
+    assert metric["name"] == "accuracy"
+    reported = run.results()["splits"]["test"]["metrics"]["accuracy"]["value"]
+    assert metric["before"] == pytest.approx(reported) and reported > 0.9
+    assert metric["difference"]["value"] == pytest.approx(metric["after"] - metric["before"])
+    assert metric["difference"]["low"] <= metric["difference"]["value"] <= metric["difference"]["high"]
+    assert metric["after"] == evaluate(to)["metrics"]["accuracy"]["value"]
+    assert 0.96 <= found["agreement"] <= 1 and 0 < found["max_difference"]["value"] < 0.5
+    assert found["bytes"]["after"] == (to / MODEL).stat().st_size < found["bytes"]["before"]
+    assert min(found["latency_ms"].values()) > 0
+    assert found["files"] == {name: described(to / name) for name in found["files"]}
+    assert found["versions"]["onnxruntime"]
+    assert "of the answers are the same" in (to / "README.md").read_text()
+    assert compare([run.folder, to])["differences"][0]["verdict"] == "undecided"
+
+
+def test_what_loses_more_than_the_tolerance_is_not_written(run: Run, tmp_path: Path) -> None:
+    """One state so great that eight bits for all of them leave nothing of the others, and that nothing reads."""
+    (file,) = run.model_dir.glob("*.safetensors")
+    kept = file.read_bytes()
+    tensors = load_file(file)
+    tensors["bert.encoder.layer.1.output.LayerNorm.weight"][0] = 1e5
+    tensors["bert.pooler.dense.weight"][:, 0] = 0
+    save_file(tensors, file, metadata={"format": "pt"})
+    try:
+        to = tmp_path / "export"
+        with pytest.raises(RunError, match=r"loses more than the tolerance of 0\.01.*accuracy is .* of the answers"):
+            export(run, to, quantize="int8")
+        assert not to.exists() and not list(tmp_path.iterdir())
+        assert export(run, to)["agreement"] == 1
+    finally:
+        file.write_bytes(kept)
+
+
+def test_what_cannot_be_exported_is_told(run: Run, exported: Path, tiny_t5: Path, tmp_path: Path, command: Any) -> None:
+    with pytest.raises(RunError, match="is an export already"):
+        export(exported, tmp_path / "again")
+    with pytest.raises(RunError, match="is there already"):
+        export(run, exported)
+    with pytest.raises(RecipeError, match=r"2 is no share"):
+        export(run, tmp_path / "export", tolerance=2)
+    rows = [{**row, "target": "a plot"} for row in review_rows(20)]
+    writes = train(tiny_recipe(tiny_t5, write_jsonl(tmp_path / "rows.jsonl", rows), "summarization"))
+    answer: Answer = command("export", writes.folder, "--to", tmp_path / "export")
+    assert answer.status == 1 and "only models that read can be exported so far" in answer.err
+    with pytest.raises(RunError, match="an export gives answers and has no"):
+        explain(Predictor.load(exported), "the film was lovely")
+    answer = command("push", exported, "alice/film", "--dry-run")
+    assert answer.status == 1 and "push the run that it was made from" in answer.err
+
+
+def test_files_that_the_certificate_is_not_for_are_refused(exported: Path, tmp_path: Path) -> None:
+    import onnx
+    import onnx.external_data_helper
+
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for path in exported.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / MODEL).write_bytes((folder / MODEL).read_bytes()[:-100])
+    with pytest.raises(RunError, match=r"model\.onnx is not the file that its certificate is for"):
+        Predictor.load(folder)
+
+    certificate = json.loads((exported / CERTIFICATE).read_text())
+
+    def certify(name: str) -> None:
+        certificate["files"][name] = described(folder / name)
+        (folder / CERTIFICATE).write_text(json.dumps(certificate))
+
+    certify(MODEL)
+    with pytest.raises(RunError, match=r"model\.onnx cannot be read"):
+        Predictor.load(folder)
+    model = onnx.load(exported / MODEL)
+    onnx.external_data_helper.convert_model_to_external_data(model, location="../weights", size_threshold=0)
+    (folder / MODEL).write_bytes(model.SerializeToString())
+    certify(MODEL)
+    with pytest.raises(RunError, match="reads weights from another file"):
+        Predictor.load(folder)
+    (folder / MODEL).write_bytes((exported / MODEL).read_bytes())
+    (folder / TOKENIZER).write_text("{}")
+    certify(MODEL)
+    certify(TOKENIZER)
+    with pytest.raises(RunError, match="cannot be read as a tokenizer"):
+        Predictor.load(folder)
+    (folder / CERTIFICATE).write_text("{}")
+    with pytest.raises(RunError, match="does not tell which files"):
+        Predictor.load(folder)
+
+
+def test_tokens_are_those_of_transformers(tiny_bert: Path) -> None:
+    long = "Straße — naïve café ☃ 東京 e\u0301 " * 60
+    texts = [*TEXTS, long, "[SEP] a [MASK] b", "\u200b\ufeff tab\tnew\nline"]
+    pairs = ["is it good ?", "", long, "x", "a " * 9, "é", "[CLS]"]
+    for folder in (tiny_bert, find(MINILM)):
+        theirs = load_tokenizer(folder)
+        from tokenizers import Tokenizer
+
+        ours = FastTokenizer(Tokenizer.from_str(as_json(theirs)), has_types=True)
+        assert ours.pad_token_id == theirs.pad_token_id
+        for options in (
+            {"truncation": True, "max_length": 16, "return_overflowing_tokens": True, "return_attention_mask": False},
+            {"truncation": True, "max_length": 16, "return_overflowing_tokens": True, "return_offsets_mapping": True},
+            {"add_special_tokens": False, "return_offsets_mapping": True},
+            {"add_special_tokens": False},
+        ):
+            assert dict(ours(texts, **options)) == dict(theirs(texts, **options)), options
+        options = {"truncation": "only_second", "max_length": 24, "return_offsets_mapping": True}
+        for more in ({}, {"return_overflowing_tokens": True}):
+            one, other = ours(pairs[3:], texts[3:], **options, **more), theirs(pairs[3:], texts[3:], **options, **more)
+            assert dict(one) == dict(other)
+            for place in range(len(one["input_ids"])):
+                assert one.sequence_ids(place) == other.sequence_ids(place)
+
+
+def test_the_twins_of_numpy_pool_and_answer_as_the_heads_do(draw: np.random.Generator) -> None:
+    from tl_nlp.onnx import _answers
+    from tl_nlp.tasks.classification import Classification
+    from tl_nlp.tasks.grading import Grading
+    from tl_nlp.tasks.multilabel import Multilabel as Tags
+
+    values, rows = draw.normal(size=(7, 4)).astype(np.float32) * 50, np.array([0, 0, 1, 2, 2, 2, 4])
+    weights = draw.integers(1, 9, 7)
+    one = pool_of_numpy(values, rows, weights, 5)
+    other = pool(torch.tensor(values), torch.tensor(rows), torch.tensor(weights), 5)
+    assert one == pytest.approx(other.numpy(), abs=1e-4)
+
+    class Given(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, **more: Any) -> Any:
+            return type("Output", (), {"logits": torch.tensor(values)})
+
+    batch = {
+        "input_ids": torch.ones(7, 3, dtype=torch.long), "attention_mask": torch.ones(7, 3, dtype=torch.long),
+        "rows": torch.tensor([0, 0, 1, 2, 2, 2, 3]), "lengths": torch.tensor(weights), "n_rows": torch.tensor(4),
+    }  # fmt: skip
+    logits = pool_of_numpy(values, batch["rows"].numpy(), weights, 4)
+    for task, head in (
+        (Classification(labels=tuple("abcd")), Classify()),
+        (Tags(labels=tuple("abcd")), Multilabel()),
+        (Grading(loss="ordinal", levels=3, low=0, high=2, traits=("x", "y")), Ordinal(n_levels=3)),
+    ):
+        assert _answers(task, logits) == pytest.approx(np.asarray(head.infer(Given(), batch)), abs=1e-5)
+
+    values = draw.normal(size=(3, 5, 1)).astype(np.float32)
+    sentences = np.array([[-1, 0, 0, 2, -1], [2, 2, 3, -1, -1], [-1, 0, 1, 1, -1]])
+    batch = {"input_ids": torch.ones(3, 5), "rows": torch.tensor([0, 0, 1]), "n_rows": torch.tensor(2)}
+    batch["sentence_ids"] = torch.tensor(sentences)
+    one = by_sentence(values[..., 0], sentences, np.array([0, 0, 1]), 2)
+    assert one == pytest.approx(np.asarray(Select().infer(Given(), batch)), abs=1e-5)
+    assert one[0, 1] == -np.inf
+
+
+def without(names: tuple[str, ...]) -> str:
+    """Lines of Python after which packages are not there, as far as the code behind them can tell."""
+    return (
+        "import sys\nfrom importlib.machinery import PathFinder\nfind = PathFinder.find_spec\n"
+        f"PathFinder.find_spec = lambda name, *more: None if name in {names} else find(name, *more)\n"
+    )
+
+
+def answers_of(python: str, folder: Path, table: Path, blocked: tuple[str, ...]) -> list[dict[str, Any]]:
+    """What the command line of a fresh process answers, from texts and from a table, where some packages are not."""
+    code = f"{without(blocked)}from tl_nlp.cli import main\nmain('predict')\n"
+    found: list[dict[str, Any]] = []
+    for words in ([str(folder), *TEXTS], [str(folder), "--input", str(table)]):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(
+            [python, "-W", "error", "-c", code, *words], capture_output=True, text=True, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found += map(json.loads, done.stdout.splitlines())
+    return found
+
+
+def same_answers(ours: list[dict[str, Any]], exported: Path, table: Path) -> None:
+    predictor = Predictor.load(exported)
+    from tl_nlp.tables import read_table
+
+    expected = [one.probabilities for one in predictor(TEXTS)]
+    expected += [one["probabilities"] for one in predictor.predict_table(read_table(table))]
+    assert [one["probabilities"] for one in ours] == [pytest.approx(one, abs=1e-6) for one in expected]
+
+
+def test_an_export_answers_where_torch_is_not(exported: Path, tmp_path: Path) -> None:
+    table = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in TEXTS])
+    same_answers(answers_of(sys.executable, exported, table, ABSENT), exported, table)
+
+
+def test_the_page_serves_an_export_where_torch_is_not(exported: Path) -> None:
+    pytest.importorskip("gradio")
+    code = (
+        f"{without(ABSENT)}"
+        "from pathlib import Path\n"
+        "from tl_nlp.demo.guard import Rules\n"
+        "from tl_nlp.demo.server import create_app\n"
+        "from tl_nlp.serving import Row, Service\n"
+        "service = Service([Path(sys.argv[1])])\n"
+        "create_app(service, Rules())\n"
+        "print(service.predict(None, Row('the film was lovely')).label, service.megabytes > 0)\n"
+        "service.worker.close()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(exported)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [Predictor.load(exported)(["the film was lovely"])[0].label, "True"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_extra_serve_is_all_that_an_export_needs(exported: Path, tmp_path: Path) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *extras["serve"]], check=True)
+    for name in ("torch", "transformers", "accelerate"):
+        done = subprocess.run([python, "-c", f"import {name}"], capture_output=True, check=False)
+        assert done.returncode == 1, f"{name} comes with the extra serve"
+    table = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in TEXTS])
+    same_answers(answers_of(python, exported, table, ()), exported, table)

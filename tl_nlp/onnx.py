@@ -1,0 +1,180 @@
+"""Exports read by ONNX Runtime: what the heads infer from a model of torch, here without torch and transformers.
+
+Of each head there is a twin in numpy, of its inference alone; what a `Document` does is in a graph of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tl_nlp.errors import RunError
+from tl_nlp.recipe import Task
+from tl_nlp.run import RECIPE, read_certificate
+from tl_nlp.tokenization import FastTokenizer
+from tl_nlp.windows import ASKED, STATED, TEXT
+
+MODEL, DOCUMENT, TOKENIZER = "model.onnx", "document.onnx", "tokenizer.json"
+SIDES = {"text": TEXT, "stated": STATED, "asked": ASKED}
+"""What a document that compares reads: of each side `NAME`, its tokens by example, and `NAME_there`, which of them
+are."""
+_ELSEWHERE = b"location"  # the key under which a tensor of ONNX names the file that it is in
+
+
+class Exported:
+    """A model that ONNX Runtime computes: `infer` answers as a head does with a model of torch."""
+
+    def __init__(self, task: Task, tokenizer: FastTokenizer, n_bytes: int, model: Any, document: Any = None):
+        self.task, self.tokenizer, self.n_bytes = task, tokenizer, n_bytes
+        self._model, self._document = model, document
+        self._inputs = {one.name for one in model.get_inputs()}
+
+    @classmethod
+    def load(cls, folder: Path, task: Task) -> Exported:
+        """The export in a folder, whose files must be those that its certificate is for. Raises RunError."""
+        certified = read_certificate(folder).get("files")
+        if not isinstance(certified, dict) or not {MODEL, TOKENIZER, RECIPE} <= set(certified):
+            raise RunError(f"the certificate in {folder} does not tell which files it is for")
+        for name in {MODEL, TOKENIZER, RECIPE, DOCUMENT} & set(certified):
+            found = described(folder / name) if (folder / name).is_file() else None
+            if found != certified[name]:
+                raise RunError(f"{folder / name} is not the file that its certificate is for; export the run again")
+        return cls.read(folder, task, DOCUMENT in certified)
+
+    @classmethod
+    def read(cls, folder: Path, task: Task, has_document: bool) -> Exported:
+        """What is in a folder, whatever its certificate says. Raises RunError."""
+        graphs = [folder / name for name in (MODEL, DOCUMENT)[: 1 + has_document]]
+        model, *document = map(_session, graphs)
+        has_types = "token_type_ids" in {one.name for one in model.get_inputs()}
+        tokenizer = FastTokenizer.load(folder / TOKENIZER, has_types)
+        return cls(task, tokenizer, sum(path.stat().st_size for path in graphs), model, *document)
+
+    def infer(self, columns: dict[str, list[Any]]) -> list[np.ndarray]:
+        """For each row of encoded columns what the task decodes."""
+        windows = list(chain.from_iterable(columns["input_ids"]))
+        n_windows = [len(theirs) for theirs in columns["input_ids"]]
+        rows, n_rows = np.repeat(np.arange(len(n_windows)), n_windows), len(n_windows)
+        lengths = np.fromiter(map(len, windows), np.int64, len(windows))
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        inputs = {"input_ids": _padded(windows, mask, self.tokenizer.pad_token_id)}
+        inputs["attention_mask"] = mask.astype(np.int64)
+        if "token_type_ids" in self._inputs:
+            inputs["token_type_ids"] = _padded(chain.from_iterable(columns["token_type_ids"]), mask, 0)
+        (states,) = self._model.run(["logits"], inputs)
+        if self.task.head_kind == "select":
+            sentences = _padded(chain.from_iterable(columns["sentence_ids"]), mask, -1)
+            return list(by_sentence(states[..., 0], sentences, rows, n_rows))
+        if self._document is not None:
+            logits = self._of_document(states, mask, lengths, rows, columns)
+        elif states.ndim == 3:
+            logits = pool((states * mask[..., None]).sum(1) / lengths[:, None], rows, lengths, n_rows)
+        else:
+            logits = pool(states, rows, lengths, n_rows)
+        return list(_answers(self.task, logits))
+
+    def _of_document(
+        self, states: np.ndarray, mask: np.ndarray, lengths: np.ndarray, rows: np.ndarray, columns: dict[str, list[Any]]
+    ) -> np.ndarray:
+        """Logits of shape (examples, outputs), from states of shape (windows, tokens, hidden)."""
+        n_rows, inputs = len(columns["input_ids"]), {}
+        if "sides" in columns:
+            sides = _padded(chain.from_iterable(columns["sides"]), mask, 0)
+            for name, side in SIDES.items():
+                there = sides == side
+                owners = np.broadcast_to(rows[:, None], there.shape)[there]
+                inputs[name], sizes = laid_out(states[there], np.ones(len(owners), np.int64), owners, n_rows)
+                inputs[f"{name}_there"] = sizes > 0
+        else:
+            means = (states * mask[..., None]).sum(1) / lengths[:, None]
+            inputs["windows"], sizes = laid_out(means, lengths, rows, n_rows)
+            inputs["lengths"] = sizes.astype(np.float32)
+        if "surface" in columns:
+            inputs["surface"] = np.asarray(columns["surface"], np.float32)
+            inputs["group"] = np.asarray(columns["group"], np.int64)
+        known = {one.name for one in self._document.get_inputs()}
+        return self._document.run(["logits"], {name: value for name, value in inputs.items() if name in known})[0]
+
+
+def described(path: Path) -> dict[str, Any]:
+    """The size of a file and what it hashes to."""
+    data = path.read_bytes()
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _session(path: Path) -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise RunError("an export is read by ONNX Runtime: pip install 'tl-nlp[serve]'") from None
+    data = path.read_bytes()
+    if _ELSEWHERE in data:  # nothing that we write has this word
+        raise RunError(f"{path} reads weights from another file, and an export has its own in it")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    options.intra_op_num_threads = int(given) if given.isdecimal() else 0  # 0: one for each core
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has a class for each kind, and no base
+        raise RunError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _padded(windows: Any, mask: np.ndarray, fill: int) -> np.ndarray:
+    """Lists of numbers as one array of the mask's shape, (windows, tokens)."""
+    padded = np.full(mask.shape, fill, np.int64)
+    padded[mask] = np.fromiter(chain.from_iterable(windows), np.int64, int(mask.sum()))
+    return padded
+
+
+def pool(values: np.ndarray, rows: np.ndarray, weights: np.ndarray, n_rows: int) -> np.ndarray:
+    """Weighted means of `values`, shape (items, outputs), over the items of each row: shape (n_rows, outputs)."""
+    sums = np.zeros((n_rows, values.shape[1]), np.float32)
+    np.add.at(sums, rows, values * weights[:, None].astype(np.float32))
+    totals = np.bincount(rows, weights, n_rows).astype(np.float32)
+    return sums / np.maximum(totals, np.finfo(np.float32).tiny)[:, None]
+
+
+def by_sentence(logits: np.ndarray, sentences: np.ndarray, rows: np.ndarray, n_rows: int) -> np.ndarray:
+    """The mean of the logits of each sentence's tokens: shape (examples, sentences), -inf where no token was.
+
+    Logits and the sentence of each token, -1 for none, are of shape (windows, tokens).
+    """
+    inside, n_sentences = sentences >= 0, int(sentences.max()) + 1
+    places = (rows[:, None] * n_sentences + sentences)[inside]
+    pooled = pool(logits[inside][:, None], places, np.ones(len(places), np.int64), n_rows * n_sentences)[:, 0]
+    seen = np.bincount(places, minlength=n_rows * n_sentences) > 0
+    return np.where(seen, pooled, -np.inf).reshape(n_rows, n_sentences)
+
+
+def laid_out(items: np.ndarray, sizes: np.ndarray, rows: np.ndarray, n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Items by example, those of one in their order: of shape (examples, items, hidden), one item at least; and their
+    sizes, 0 where there is none."""
+    counts = np.bincount(rows, minlength=n_rows)
+    places = np.arange(len(rows)) - (counts.cumsum() - counts)[rows]
+    laid = np.zeros((n_rows, max(1, int(counts.max())), items.shape[1]), np.float32)
+    laid_sizes = np.zeros(laid.shape[:2], sizes.dtype)
+    laid[rows, places], laid_sizes[rows, places] = items, sizes
+    return laid, laid_sizes
+
+
+def _answers(task: Task, logits: np.ndarray) -> np.ndarray:
+    """What is inferred from the logits of the examples, by the head of the task."""
+    if task.head_kind == "classify":
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        return shares / shares.sum(1, keepdims=True)
+    if task.head_kind == "multilabel":
+        return _sigmoid(logits)
+    if task.head_kind == "ordinal":
+        n_steps = task.head_settings()["n_levels"] - 1
+        return _sigmoid(logits).reshape(len(logits), -1, n_steps).cumprod(2).mean(2)
+    return logits
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -logits))
