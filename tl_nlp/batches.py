@@ -39,20 +39,6 @@ _FILL = {"input_ids": 0, "token_type_ids": 0, "sentence_ids": -1, "sides": 0}
 _GROUP = 50  # batches that are shuffled together and sorted by length; more pad less and mix less
 
 
-class Columns:
-    """Encoded rows in memory: few of them are sooner answered than a `datasets.Dataset` is made."""
-
-    def __init__(self, columns: dict[str, list[Any]]):
-        self._columns = columns
-        self.lengths = [[len(window) for window in windows] for windows in columns["input_ids"]]
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __getitem__(self, rows: Sequence[int]) -> dict[str, list[Any]]:
-        return {name: [values[row] for row in rows] for name, values in self._columns.items()}
-
-
 def window_lengths(encoded: Encoded) -> list[list[int]]:
     """For each row the number of tokens of each of its windows; rows in memory and cached features know theirs."""
     if hasattr(encoded, "lengths"):

@@ -19,6 +19,7 @@ import torch
 
 from tl_nlp.artifact import load_whole
 from tl_nlp.batches import Columns
+from tl_nlp.disk import writing
 from tl_nlp.document import document_of
 from tl_nlp.environment import versions
 from tl_nlp.errors import RecipeError, RunError
@@ -72,7 +73,7 @@ def export(
     if not 0 <= tolerance < 1:
         raise RecipeError(f"{tolerance} is no share of a metric's scale, which is from 0 to 1", "tolerance")
     rows = own_rows(folder, recipe, split)
-    with Run.writing(to) as made:
+    with writing(to) as made:
         model, tokenizer = load_whole(artifact)
         plain = without_peft(model)
         (made / TOKENIZER).write_text(as_json(tokenizer), "utf-8")
