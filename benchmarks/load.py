@@ -25,7 +25,7 @@ import psutil
 from tl_nlp import Predictor
 
 N_CLIENTS, N_AT_ONCE, N_TEXTS = 50, 200, 400
-LONG, SHORT = 60.0, 20.0  # seconds
+LONG, SHORT = 60.0, 10.0  # seconds
 CLOSE = {"float32": 1e-4, "auto": 2e-3}
 
 

@@ -361,6 +361,7 @@ def test_labels_by_keys(page, tmp_path: Path) -> None:
     expect(panel.get_by_test_id("status")).to_have_text(re.compile("labels: finished"), timeout=120_000)
 
 
+@pytest.mark.slow
 def test_from_a_table_to_a_model_that_answers(browser, url: str, tmp_path: Path) -> None:
     """Guessed, checked, trained, watched over a reload, stopped, gone on with, and tried."""
     from playwright.sync_api import expect
@@ -409,8 +410,15 @@ _WIDE = """width => [...document.querySelectorAll("body *")]
     .map(one => one.outerHTML.slice(0, 120)).slice(-8)"""
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [PHONE, 1100], ids=["phone", "desk"])
+@pytest.mark.parametrize(
+    ("width", "dark"),
+    [
+        pytest.param(PHONE, True, id="phone, dark"),
+        pytest.param(1100, False, id="desk, light"),
+        pytest.param(PHONE, False, id="phone, light", marks=pytest.mark.slow),
+        pytest.param(1100, True, id="desk, dark", marks=pytest.mark.slow),
+    ],
+)
 def test_everybody_can_read_it(browser, url: str, width: int, dark: bool) -> None:
     """Nothing scrolls sideways, and axe finds nothing against WCAG 2.1 A and AA, in every tab and with answers."""
     from axe_playwright_python.sync_playwright import Axe

@@ -109,6 +109,7 @@ def test_jobs_are_trained_one_after_the_other(recipe: Recipe, tmp_path: Path) ->
     assert {run.folder for run in all_runs()} == {job.folder for job in jobs.all()}
 
 
+@pytest.mark.slow
 def test_a_training_survives_its_servers(tiny_bert: Path, own_runs: Path, server: subprocess.Popen[str]) -> None:
     """kill -9 of the server, taken over by the next one, closed, begun again, cancelled, resumed: the same weights."""
     rows = write_jsonl(own_runs.parent / "rows.jsonl", review_rows(600))

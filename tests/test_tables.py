@@ -82,7 +82,7 @@ def test_predictions_as_csv_are_flat_and_run_no_formula(tmp_path: Path) -> None:
     ]
     write_rows(tmp_path / "p.jsonl", rows)
     assert read_table(tmp_path / "p.jsonl").to_pylist() == rows
-    with pytest.raises(DataError, match=r"written as \.jsonl or \.csv"):
+    with pytest.raises(DataError, match=r"written as \.jsonl, \.csv, \.parquet"):
         write_rows(tmp_path / "p.txt", rows)
 
 

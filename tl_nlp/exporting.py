@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.01
 """The loss of the main metric that an export may have, as a share of the metric's scale."""
-_OTHERS = 3  # times as many answers may be others: most of those that change are near to a border, on either side
+_OTHERS = 2  # times as many answers may be others: most of those that change are near to a border, on either side
 _EQUAL = 1e-3  # what sums in another order come to, of numbers about 1: beyond it the graph is not the model
 _MOST_ROWS = 2000  # of the test split, that are answered twice
 _MOST_REQUESTS = 50  # that are timed one by one

@@ -33,8 +33,8 @@ def build(service: Service, jobs: Jobs | None = None) -> gr.Blocks:
             if jobs is not None:
                 with gr.Tab("Label"):
                     add_label(service, jobs, page)
-                with gr.Tab("Train"):
-                    add_train(service, jobs, page)
+                with gr.Tab("Train") as train:
+                    add_train(service, jobs, page, train)
 
         def predict(
             text: str, pair: str | None = None, group: str | None = None, run: str | None = None

@@ -156,10 +156,10 @@ def add_label(service: Service, jobs: Jobs, page: gr.Blocks) -> None:
     begin.click(
         begun, [*who, strategy, upload], [*visible, known, upload], api_visibility="private", show_progress_on=shown
     )
-    # keys come faster than answers: none is lost, and each is of the text that is shown by then
+    # beside the queue, whose stream may lose an answer when another text is asked for at that moment; a key that is
+    # pressed before the next text is shown does nothing, or it would be of the wrong one
     quick: dict[str, Any] = {
-        "api_visibility": "private", "show_progress": "hidden", "trigger_mode": "multiple",
-        "concurrency_id": "labelling", "concurrency_limit": 1,
+        "api_visibility": "private", "show_progress": "hidden", "trigger_mode": "once", "queue": False,
     }  # fmt: skip
     for key in keys:
         key.click(by_key, [*who, at, key], visible, **quick)

@@ -49,7 +49,7 @@ class _Plan:
     choices: list[Choice]
 
 
-def add_train(service: Service, jobs: Jobs, page: gr.Blocks) -> None:
+def add_train(service: Service, jobs: Jobs, page: gr.Blocks, tab: gr.Tab) -> None:
     plan = gr.State(None)
     tried = gr.State("")
     with gr.Row():
@@ -129,8 +129,8 @@ def add_train(service: Service, jobs: Jobs, page: gr.Blocks) -> None:
     cancel.click(stop, chosen, watched, api_visibility="private")
     resume.click(go_on, chosen, watched, api_visibility="private")
     use.click(served, chosen, tried, api_visibility="private")
-    page.load(opened, None, [chosen, *watched], api_visibility="private")
-    clock.tick(watch, chosen, watched, api_visibility="private", show_progress="hidden")
+    gr.on([page.load, tab.select], opened, None, [chosen, *watched], api_visibility="private", queue=False)
+    clock.tick(watch, chosen, watched, api_visibility="private", show_progress="hidden", queue=False)
 
     @gr.render(inputs=tried)
     def try_it(name: str) -> None:
