@@ -389,7 +389,7 @@ def running(service: Any, jobs: Any = None, **rules: Any) -> Iterator[str]:
         return create_app(service, Rules(**rules), jobs)
 
     port = free_port()
-    config = uvicorn.Config(asyncio.run(made()), port=port, log_level="warning", access_log=False)
+    config = uvicorn.Config(asyncio.run(made()), port=port, log_config=None, access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
