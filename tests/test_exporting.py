@@ -305,18 +305,20 @@ def answers_of(python: str, folder: Path, table: Path, blocked: tuple[str, ...])
     return found
 
 
-def same_answers(ours: list[dict[str, Any]], exported: Path, table: Path) -> None:
-    predictor = Predictor.load(exported)
+def probabilities_here(exported: Path, table: Path) -> list[Any]:
+    """What this process answers to the same, to be compared with."""
     from tl_nlp.tables import read_table
 
+    predictor = Predictor.load(exported)
     expected = [one.probabilities for one in predictor(TEXTS)]
     expected += [one["probabilities"] for one in predictor.predict_table(read_table(table))]
-    assert [one["probabilities"] for one in ours] == [pytest.approx(one, abs=1e-6) for one in expected]
+    return [pytest.approx(one, abs=1e-6) for one in expected]
 
 
 def test_an_export_answers_where_torch_is_not(exported: Path, tmp_path: Path) -> None:
     table = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in TEXTS])
-    same_answers(answers_of(sys.executable, exported, table, ABSENT), exported, table)
+    answers = answers_of(sys.executable, exported, table, ABSENT)
+    assert [one["probabilities"] for one in answers] == probabilities_here(exported, table)
 
 
 def test_the_page_serves_an_export_where_torch_is_not(exported: Path) -> None:
@@ -351,4 +353,5 @@ def test_the_extra_serve_is_all_that_an_export_needs(exported: Path, tmp_path: P
         done = subprocess.run([python, "-c", f"import {name}"], capture_output=True, check=False)
         assert done.returncode == 1, f"{name} comes with the extra serve"
     table = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in TEXTS])
-    same_answers(answers_of(python, exported, table, ()), exported, table)
+    answers = answers_of(python, exported, table, ())
+    assert [one["probabilities"] for one in answers] == probabilities_here(exported, table)
