@@ -8,7 +8,8 @@ import pyarrow.parquet
 import pytest
 
 from tl_nlp.errors import DataError
-from tl_nlp.tables import NUMBER, Rejects, read_table, write_rows
+from tl_nlp.tables import NUMBER, Rejects, read_table
+from tl_nlp.writing import write_rows
 
 
 def test_fault_14_csv_text_stays_text(tmp_path: Path) -> None:

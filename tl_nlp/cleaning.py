@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from tl_nlp.checking import spellings
 from tl_nlp.personal import masked
 from tl_nlp.splits import blocks_of, twins_of
-from tl_nlp.tables import write_rows
 from tl_nlp.types import COLUMNS, KEEP_TOGETHER, TWINS
+from tl_nlp.writing import write_rows
 
 if TYPE_CHECKING:
     from datasets import DatasetDict

@@ -207,8 +207,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    from tl_nlp.tables import check_output, read_table, write_rows
+    from tl_nlp.tables import read_table
     from tl_nlp.types import as_json
+    from tl_nlp.writing import check_output, write_rows
 
     folder = local(arguments.run)
     artifact_folder(folder)  # a wrong path is answered before torch is imported

@@ -15,8 +15,9 @@ from tl_nlp.errors import DataError
 from tl_nlp.recipe import Recipe
 from tl_nlp.rows import columns_of, select
 from tl_nlp.serving import MAX_CHARACTERS, Row, Served, Service
-from tl_nlp.tables import READERS, flattened, read_table, write_rows
+from tl_nlp.tables import READERS, read_table
 from tl_nlp.types import Label, Labels, Prediction, Scores, Text, as_json
+from tl_nlp.writing import flattened, write_rows
 
 MOST_ROWS = 100_000
 _SHOWN = 8  # rows of a preview

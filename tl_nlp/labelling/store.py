@@ -26,8 +26,9 @@ from tl_nlp.metrics import accuracy
 from tl_nlp.recipe import Recipe, Task
 from tl_nlp.rows import columns_of, select
 from tl_nlp.statistics import intervals
-from tl_nlp.tables import MAX_CHARACTERS, as_text, write_rows
+from tl_nlp.tables import MAX_CHARACTERS, as_text
 from tl_nlp.types import COLUMNS, KEEP_TOGETHER, Label
+from tl_nlp.writing import write_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
