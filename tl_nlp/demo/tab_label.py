@@ -153,7 +153,7 @@ def add_label(service: Service, jobs: Jobs, page: gr.Blocks) -> None:
         return f"Training with {made.n_new} new texts{left}: see the tab Train ({job.name})."
 
     who = [run, labeller, known]
-    begin.click(
+    began = begin.click(
         begun, [*who, strategy, upload], [*visible, known, upload], api_visibility="private", show_progress_on=shown
     )
     # beside the queue, whose stream may lose an answer when another text is asked for at that moment; a key that is
@@ -161,13 +161,15 @@ def add_label(service: Service, jobs: Jobs, page: gr.Blocks) -> None:
     quick: dict[str, Any] = {
         "api_visibility": "private", "show_progress": "hidden", "trigger_mode": "once", "queue": False,
     }  # fmt: skip
-    for key in keys:
-        key.click(by_key, [*who, at, key], visible, **quick)
-    others.input(given, [*who, at, others], visible, **quick)
-    skip.click(skipped, [*who, at], visible, **quick)
-    undo.click(undone, who, visible, **quick)
-    for event in (begin.click, undo.click, *(key.click for key in keys)):
-        event(lambda known: _agreement(folder, known), known, agreed, **quick)
+    acts = [
+        began,
+        *(key.click(by_key, [*who, at, key], visible, **quick) for key in keys),
+        others.input(given, [*who, at, others], visible, **quick),
+        skip.click(skipped, [*who, at], visible, **quick),
+        undo.click(undone, who, visible, **quick),
+    ]
+    for act in acts:  # after it, or the agreement would be that of before; the last asked for is the one that is shown
+        act.then(lambda known: _agreement(folder, known), known, agreed, **quick | {"trigger_mode": "always_last"})
     page.load(
         lambda: (gr.update(choices=_runs(service)), gr.update(choices=_sets(folder))), None, [run, known], **quick
     )
