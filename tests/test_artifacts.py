@@ -52,7 +52,13 @@ def why_not(method: str, load_in: str, head: str) -> str | None:
 CELLS = [(method, load_in) for method in METHODS for load_in in LOADS_IN]
 
 
-@pytest.mark.parametrize("head", TASKS)
+@pytest.mark.parametrize(
+    "head",
+    [
+        head if head in ("classify", "regress", "generate") else pytest.param(head, marks=pytest.mark.slow)
+        for head in TASKS
+    ],
+)
 def test_what_a_fresh_process_loads_is_what_was_trained(
     head: str, tiny_bert: Path, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +106,7 @@ def test_what_a_fresh_process_loads_is_what_was_trained(
         assert plain == pytest.approx(trained, abs=tolerance, rel=tolerance), (folder, load_in)
 
 
+@pytest.mark.slow
 def test_training_moves_the_logits(tiny_bert: Path, reviews: Path) -> None:
     """So that the test above compares what was learned, and not what the checkpoint says anyway."""
     for method in METHODS.values():

@@ -661,6 +661,7 @@ def test_data_is_published_only_when_asked(
     assert [one["split"] for one in card.data.to_dict()["configs"][0]["data_files"]] == ["train", "validation", "test"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHROMIUM.exists(), reason="no chromium here; .ci/run installs it")
 def test_a_space_serves_the_model(hub: LoopbackHub, world: dict[str, str], lora: Run, tmp_path: Path) -> None:
     """Its files alone, in a folder of their own, in a browser; that what it requires is enough is tried by hand."""
