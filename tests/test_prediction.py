@@ -30,13 +30,15 @@ def test_a_tiny_model_learns_what_the_words_say(run: Run) -> None:
     assert names == ["positive", "negative"]
 
 
-def test_predictions_do_not_depend_on_their_company(run: Run) -> None:
+@pytest.mark.parametrize(("precision", "close"), [("float32", 1e-5), ("bfloat16", 2e-3)])
+def test_predictions_do_not_depend_on_their_company(precision: str, close: float, run: Run) -> None:
     texts = [row["text"] * (1 + number % 4) for number, row in enumerate(review_rows(50, seed=5))]
     predictor = Predictor.load(run.model_dir)
+    predictor.precision = precision
     together = predictor(texts)
     for text, prediction in zip(texts[:10], together[:10], strict=True):
         (alone,) = predictor([text])
-        assert alone.probabilities == pytest.approx(prediction.probabilities, abs=1e-4)
+        assert alone.probabilities == pytest.approx(prediction.probabilities, abs=close)
 
 
 def test_predictor_refuses_what_it_cannot_read(run: Run) -> None:

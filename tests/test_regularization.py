@@ -16,6 +16,7 @@ from tl_nlp import Recipe, Run, train
 from tl_nlp.artifact import locate
 from tl_nlp.augmentation import Augmented, neighbours
 from tl_nlp.batches import collate
+from tl_nlp.dropout import fast_dropout
 from tl_nlp.errors import RecipeError
 from tl_nlp.heads import HEADS
 from tl_nlp.metrics import Measured
@@ -118,6 +119,33 @@ def made(recipe: Recipe) -> Steps:
     steps, _ = steps_of(prepare(recipe), Accelerator())
     steps.unfreeze(0)
     return steps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_fast_dropout_is_dropout(p: float, dtype: torch.dtype) -> None:
+    states = torch.ones(501, 203, dtype=dtype, requires_grad=True)
+    layer = torch.nn.Dropout(p)
+    torchs = functional.dropout
+    torch.manual_seed(0)
+    with fast_dropout(states.device):
+        dropped = layer(states)
+        other = layer(states)
+        torch.manual_seed(0)
+        assert torch.equal(layer(states), dropped)
+        assert torch.equal(functional.dropout(states, p, training=False), states)
+        assert functional.dropout(torch.ones(8), 1.0).sum() == 0
+        inplace = torch.ones(4, 1001)
+        assert functional.dropout(inplace, p, inplace=True) is inplace and not inplace.all()
+    assert functional.dropout is torchs
+    assert not torch.equal(dropped, other)
+    assert dropped.dtype == dtype
+    kept = dropped != 0
+    assert torch.equal(dropped[kept], torch.full_like(dropped[kept], 1 / (1 - p)))
+    assert kept.float().mean().item() == pytest.approx(1 - p, abs=0.005)  # five standard errors
+    assert kept.float().mean(0).std().item() == pytest.approx(math.sqrt(p * (1 - p) / 501), rel=0.2)
+    dropped.sum().backward()
+    assert torch.equal(states.grad, dropped.detach())
 
 
 def test_mixout_mixes_weights_and_gradients(tiny_bert: Path, reviews: Path) -> None:

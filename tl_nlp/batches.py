@@ -96,8 +96,11 @@ def budgeted(lengths: Sequence[list[int]], n_tokens: int = 8192) -> Iterator[lis
         yield here
 
 
-def collate(columns: dict[str, list[Any]], pad_id: int, device: Any = "cpu") -> dict[str, Tensor]:
-    """The columns of a batch's rows as tensors: see `heads.Batch` for their shapes."""
+def collate(
+    columns: dict[str, list[Any]], pad_id: int, device: Any = "cpu", n_tokens: int | None = None
+) -> dict[str, Tensor]:
+    """The columns of a batch's rows as tensors: see `heads.Batch` for their shapes. Windows are padded to the longest,
+    or to `n_tokens`, of which none has more."""
     import torch
 
     first = "features" if "features" in columns else "input_ids"
@@ -106,7 +109,7 @@ def collate(columns: dict[str, list[Any]], pad_id: int, device: Any = "cpu") -> 
     for name in _FILL:
         if name in columns:
             fill = pad_id if name == "input_ids" else _FILL[name]
-            batch[name] = _pad([window for windows in columns[name] for window in windows], fill, torch.long)
+            batch[name] = _pad([window for windows in columns[name] for window in windows], fill, torch.long, n_tokens)
     if "features" in columns:
         windows = [torch.as_tensor(window) for windows in columns["features"] for window in windows]
         batch["inputs_embeds"] = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)
@@ -116,9 +119,10 @@ def collate(columns: dict[str, list[Any]], pad_id: int, device: Any = "cpu") -> 
     batch["lengths"] = torch.tensor(lengths)
     if "lengths" in columns:  # of the tokens that features stand for
         batch["lengths"] = torch.tensor([length for windows in columns["lengths"] for length in windows])
-    batch["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
+    batch["attention_mask"] = (torch.arange(n_tokens or max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
     if "hidden" in columns:
-        batch["attention_mask"] -= _pad([window for windows in columns["hidden"] for window in windows], 0, torch.long)
+        hidden = [window for windows in columns["hidden"] for window in windows]
+        batch["attention_mask"] -= _pad(hidden, 0, torch.long, n_tokens)
     if "surface" in columns:
         batch["surface"], batch["group"] = torch.tensor(columns["surface"]), torch.tensor(columns["group"])
     if "labels" in columns:
@@ -139,9 +143,11 @@ def _labels(labels: list[Any]) -> Tensor:
     return torch.tensor(labels)
 
 
-def _pad(lists: list[list[Any]], fill: float, dtype: torch.dtype) -> Tensor:
+def _pad(lists: list[list[Any]], fill: float, dtype: torch.dtype, width: int | None = None) -> Tensor:
+    """Of shape (lists, width), by default that of the longest."""
     import torch
 
-    return torch.nn.utils.rnn.pad_sequence(
-        [torch.tensor(values, dtype=dtype) for values in lists], batch_first=True, padding_value=fill
-    )
+    padded = torch.full((len(lists), width or max(map(len, lists))), fill, dtype=dtype)
+    for row, values in zip(padded, lists, strict=True):
+        row[: len(values)] = torch.tensor(values, dtype=dtype)
+    return padded

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tl_nlp.heads import Head
 
 _CHUNK = 10_000  # rows that are encoded at once
+_TILE = 16  # tokens; of widths that are its multiples CPUs add up a row in one order, whatever else is in the pass
 _BAR_FROM = 200  # rows
 
 
@@ -149,7 +150,16 @@ class Predictor:
 
         self.activate()
         with inferring(self.model, self.precision) as device:
-            yield lambda columns: self.head.infer(self.model, collate(columns, self.pad_id, device))
+            yield lambda columns: self.head.infer(
+                self.model, collate(columns, self.pad_id, device, self._n_tokens(columns))
+            )
+
+    def _n_tokens(self, columns: dict[str, list[Any]]) -> int | None:
+        """How many tokens the windows of a pass are padded to; None for features, which are padded to the longest."""
+        if "input_ids" not in columns:
+            return None
+        longest = max(len(window) for windows in columns["input_ids"] for window in windows)
+        return max(longest, min(-(-longest // _TILE) * _TILE, self.task.max_length))
 
     def refuse_export(self, what: str) -> None:
         """Raises RunError where the model is an export, which answers and does nothing else."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tl_nlp.batches import Encoded, collate, epoch_order, passes
 from tl_nlp.combinations import needs_whole_steps
+from tl_nlp.dropout import fast_dropout
 from tl_nlp.errors import HardwareError, NotFiniteError, RecipeError
 from tl_nlp.families import backbone, head_modules
 from tl_nlp.hardware import autocast, is_out_of_memory
@@ -164,8 +165,9 @@ class Steps:
     def _pass(self, step: int, rows: list[int]) -> Tensor:
         """Adds the gradient of the summed loss of rows in one pass; returns sum and count. Apart, so that nothing of a
         pass that has failed stays in memory."""
-        loss, count = self.loss(step, rows)
-        loss.backward()
+        with fast_dropout(self.device):  # its backward pass too, which draws again under gradient checkpointing
+            loss, count = self.loss(step, rows)
+            loss.backward()
         return torch.stack([loss.detach(), count.to(loss)])
 
     def _halve(self, step: int, rows: list[int]) -> None:
