@@ -1,14 +1,17 @@
 """Predictions: in order, the same in any company, from texts and from files; and scores of what was saved."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
-from conftest import review_rows, tiny_recipe, write_jsonl
+from conftest import Answer, review_rows, tiny_recipe, write_jsonl
 
 from tl_nlp import Predictor, Run, evaluate, train
 from tl_nlp.errors import DataError, NoRunError, RunError
+from tl_nlp.tables import read_table
+from tl_nlp.writing import rows_file, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,52 @@ def test_a_file_names_its_columns_as_we_do_or_as_the_recipe_does(run: Run, tiny_
     assert predictor.predict_table(pa.table({"review": ["good film"]}))[0]["label"] == "positive"
     with pytest.raises(DataError, match="no column 'text' or 'review'; there are: x"):
         predictor.predict_table(pa.table({"x": ["good film"]}))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_file_is_read_answered_and_written_in_pieces(
+    suffix: str, run: Run, tmp_path: Path, command: Callable[..., Answer]
+) -> None:
+    rows = [{"text": row["text"]} for row in review_rows(12_500)]  # of pieces of 10,000
+    read, written = tmp_path / f"texts.{suffix}", tmp_path / f"answers.{suffix}"
+    write_rows(read, rows)
+    assert command("predict", run.folder, "--input", read, "--output", written).status == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [written.name, read.name]
+    answers = read_table(written)
+    assert answers["id"].to_pylist() == [str(number) for number in range(len(rows))]
+    wanted = Predictor.load(run)([row["text"] for row in rows])
+    assert answers["label"].to_pylist() == [answer.label for answer in wanted]
+
+
+def test_a_fault_in_the_last_row_is_told_before_the_first_is_answered(
+    run: Run, tmp_path: Path, command: Callable[..., Answer]
+) -> None:
+    texts, written = tmp_path / "texts.jsonl", tmp_path / "answers.jsonl"
+    write_rows(texts, [*({"text": f"the film {number}"} for number in range(10_100)), {"text": " "}])
+    told = command("predict", run.folder, "--input", texts, "--output", written)
+    assert told.status == 2
+    assert "row 10100: the text is empty" in told.err
+    assert list(tmp_path.iterdir()) == [texts]
+
+
+def test_what_was_written_before_a_fault_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": "0", "text": "a plot", "invented": []}, {"id": "1", "text": "film 42", "invented": [[5, 7]]}]
+    for suffix in ("csv", "jsonl", "parquet"):
+        path = tmp_path / f"rows.{suffix}"
+        with pytest.raises(KeyboardInterrupt), rows_file(path) as file:
+            file.write(rows[:1])
+            file.write(rows[1:])
+            raise KeyboardInterrupt
+        partial = path.with_name(f"{path.name}.partial")
+        assert f"the 2 rows that were ready are in {partial}" in capsys.readouterr().err
+        assert not path.exists()
+        partial.rename(path)
+        assert read_table(path)["text"].to_pylist() == ["a plot", "film 42"]
+        if suffix != "csv":
+            assert read_table(path)["invented"].to_pylist() == [[], [[5, 7]]]
+    with pytest.raises(KeyboardInterrupt), rows_file(tmp_path / "none.csv"):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.glob("none*"))
 
 
 def test_a_path_that_is_no_run_says_so(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 _CHUNK = 10_000  # rows that are encoded at once
 _TILE = 16  # tokens; of widths that are its multiples CPUs add up a row in one order, whatever else is in the pass
 _BAR_FROM = 200  # rows
+
+
+_Item = TypeVar("_Item")
 
 
 class Predictor:
@@ -96,30 +101,60 @@ class Predictor:
     def predict(self, rows: Dataset) -> list[Prediction]:
         """A prediction for each row; memory stays flat."""
         predictions: list[Prediction] = []
-        names = tuple(name for name in (*COLUMNS, *self.task.columns) if name != "target")
         bar = tqdm(total=len(rows), desc="predicting", unit="row", file=sys.stderr, disable=len(rows) < _BAR_FROM)
         with bar:
             for start in range(0, len(rows), _CHUNK):
                 chunk = rows.select(range(start, min(start + _CHUNK, len(rows))))
-                predictions += self._predict(columns_of(chunk, names), bar)
+                predictions += self._predict(columns_of(chunk, self._names), bar)
         return predictions
 
     def predict_table(self, table: pa.Table) -> list[dict[str, Any]]:
         """A JSON object for each row of a raw table; columns have our names or the recipe's."""
+        return [row for rows in self.stream([table]) for row in rows]
+
+    def stream(self, tables: Iterable[pa.Table], n_rows: int = 0) -> Iterator[list[dict[str, Any]]]:
+        """As `predict_table`, of raw tables that follow one another, in a memory that does not grow with their number:
+        while one is answered the next is read and encoded. `n_rows` of all of them, for the progress bar.
+
+        Raises DataError where a table comes that has an empty text or no column of texts.
+        """
+        tokenizer = copy.deepcopy(self.tokenizer)  # one cannot encode while another thread decodes with it
+        encoded = ((values, self._encoded(values, tokenizer)) for values in self.rows_of(tables))
+        bar = tqdm(total=n_rows, desc="predicting", unit="row", file=sys.stderr, disable=n_rows < _BAR_FROM)
+        with bar:
+            for values, columns in _ahead(encoded):
+                predictions = self.task.decode(self.infer(columns, bar), values, self.tokenizer)
+                yield [as_json(answer, row) for row, answer in zip(values["id"], predictions, strict=True)]
+
+    def rows_of(self, tables: Iterable[pa.Table]) -> Iterator[dict[str, list[Any]]]:
+        """The columns of raw tables that are predicted from, under our names; without ids rows are numbered from 0.
+
+        Raises DataError for an empty text and where there is no column of texts.
+        """
         if self.recipe is None:
             raise RunError("only a predictor loaded from a run knows the recipe's column names")
-        rows = select(table, self.recipe.data, self.task.columns)
-        predictions = zip(rows["id"], self.predict(rows), strict=True)
-        return [as_json(prediction, row) for row, prediction in predictions]
+        n_before = 0
+        for table in tables:
+            rows = select(table, self.recipe.data, self.task.columns, n_before)
+            n_before += len(table)
+            values = columns_of(rows, self._names)
+            _refuse_empty(values)
+            if values["text"]:
+                yield values
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return tuple(name for name in (*COLUMNS, *self.task.columns) if name != "target")
 
     def _predict(self, values: dict[str, list[Any]], bar: Any = None) -> list[Prediction]:
-        for row, text in zip(values["id"], values["text"], strict=True):
-            if not isinstance(text, str) or not text.strip():
-                raise DataError(f"row {row}: the text is empty; there is nothing to predict from")
+        _refuse_empty(values)
         if not values["text"]:
             return []
-        encoded = Columns(self.task.encode(values, self.tokenizer))
-        return self.task.decode(self.infer(encoded, bar), values, self.tokenizer)
+        return self.task.decode(self.infer(self._encoded(values, self.tokenizer), bar), values, self.tokenizer)
+
+    def _encoded(self, values: dict[str, list[Any]], tokenizer: Any) -> Columns:
+        return Columns(self.task.encode(values, tokenizer))
 
     def activate(self) -> None:
         """Switches the model to this predictor's adapter, where it has several."""
@@ -165,3 +200,18 @@ class Predictor:
         """Raises RunError where the model is an export, which answers and does nothing else."""
         if isinstance(self.model, Exported):
             raise RunError(f"an export gives answers and has no {what}; name the run that it was made from")
+
+
+def _refuse_empty(values: dict[str, list[Any]]) -> None:
+    for row, text in zip(values["id"], values["text"], strict=True):
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"row {row}: the text is empty; there is nothing to predict from")
+
+
+def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The items, each of which a thread of its own makes while the one before is used."""
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = maker.submit(next, items, None)
+            yield item

@@ -101,8 +101,9 @@ def resolved(recipe: Recipe, rejects: Rejects | None = None) -> tuple[Task, Data
     return task, usable(rows, task, most, rejects)
 
 
-def select(table: pa.Table, data: Data, columns: tuple[str, ...]) -> Dataset:
-    """One raw table as rows to predict or evaluate: it names its columns as we do, else as the recipe does."""
+def select(table: pa.Table, data: Data, columns: tuple[str, ...], first: int = 0) -> Dataset:
+    """One raw table as rows to predict or evaluate: it names its columns as we do, else as the recipe does. Without ids
+    its rows are numbered, from `first` on."""
     from datasets import Dataset
     from datasets.table import InMemoryTable
 
@@ -114,7 +115,7 @@ def select(table: pa.Table, data: Data, columns: tuple[str, ...]) -> Dataset:
         raise DataError(f"no column {names}; there are: {', '.join(table.column_names)}")
     table = _mapped(pa.table({name: table[source] for name, source in wanted.items()}), data, "of this file")
     if "id" not in table.column_names:
-        table = table.add_column(0, "id", pa.array([str(number) for number in range(len(table))]))
+        table = table.add_column(0, "id", pa.array([str(first + number) for number in range(len(table))]))
     return Dataset(InMemoryTable(table))
 
 

@@ -12,9 +12,11 @@ import json
 import tempfile
 import zlib
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -82,21 +84,9 @@ def read_table(path: Path, rejects: Rejects | None = None, *, numbered: bool = F
     Rows that cannot be read are added to `rejects`; without it the first one raises DataError, as does whatever makes
     the whole file unreadable. `numbered` adds the column `NUMBER`.
     """
-    packed = path.suffix.lower() == ".gz"
-    suffix = (Path(path.stem) if packed else path).suffix.lower()
-    reader = READERS.get(suffix)
-    if reader is None or (packed and suffix == ".parquet"):
-        raise DataError(f"{path}: files of rows end in {', '.join(READERS)}, not {path.suffix or 'nothing'!r}")
-    if not path.is_file():
-        raise DataError(f"no file {str(path)!r}; paths count from {Path.cwd()}")
-    if path.stat().st_size > MAX_BYTES:
-        raise DataError(f"{path} has over {MAX_BYTES / 1e9:g} GB; split it, or name a part of it")
     found: list[Reject] = []
-    if packed:
-        with _unpacked(path) as plain:
-            table = reader(plain, str(path), found)
-    else:
-        table = reader(path, str(path), found)
+    with _plain(path) as (plain, suffix):
+        table = READERS[suffix](plain, str(path), found)
     if found and rejects is None:
         raise DataError(str(found[0]))
     if not len(table) and not found:
@@ -106,6 +96,37 @@ def read_table(path: Path, rejects: Rejects | None = None, *, numbered: bool = F
         rejects += found
         rejects.n_rows[str(path)] += len(table) + len(found)
     return table if numbered else table.drop_columns(NUMBER)
+
+
+def read_pieces(path: Path, n_rows: int) -> Iterator[pa.Table]:
+    """The rows of a file as `read_table` gives them, at most so many at a time, so that memory stays flat whatever the
+    file's size. Raises DataError where the first row comes that cannot be read."""
+    found: list[Reject] = []
+    n_read = 0
+    with _plain(path) as (plain, suffix):
+        for table in _PIECES[suffix](plain, str(path), found, n_rows):
+            if found:
+                raise DataError(str(found[0]))
+            n_read += len(table)
+            if len(table):
+                yield table.drop_columns(NUMBER)
+    if not n_read:
+        raise DataError(f"{path} holds no rows")
+
+
+@contextmanager
+def _plain(path: Path) -> Iterator[tuple[Path, str]]:
+    """A file of rows within the block, unpacked, and the suffix of its kind. Raises DataError for what is none."""
+    packed = path.suffix.lower() == ".gz"
+    suffix = (Path(path.stem) if packed else path).suffix.lower()
+    if suffix not in READERS or (packed and suffix == ".parquet"):
+        raise DataError(f"{path}: files of rows end in {', '.join(READERS)}, not {path.suffix or 'nothing'!r}")
+    if not path.is_file():
+        raise DataError(f"no file {str(path)!r}; paths count from {Path.cwd()}")
+    if path.stat().st_size > MAX_BYTES:
+        raise DataError(f"{path} has over {MAX_BYTES / 1e9:g} GB; split it, or name a part of it")
+    with _unpacked(path) if packed else nullcontext(path) as plain:
+        yield plain, suffix
 
 
 def _refuse_many(n_rows: int, name: str) -> None:
@@ -140,10 +161,12 @@ def _unpacked(path: Path) -> Iterator[Path]:
         yield Path(plain.name)
 
 
-def _read_separated(path: Path, name: str, rejects: list[Reject], delimiter: str) -> pa.Table:
+def _separated(path: Path, name: str, rejects: list[Reject], n_rows: int, delimiter: str) -> Iterator[pa.Table]:
     csv.field_size_limit(max(csv.field_size_limit(), MAX_CHARACTERS))
     names = _header(path, name, delimiter)
-    batches, rows, numbers = [], [], []
+    rows: list[list[str]] = []
+    numbers: list[int] = []
+    n_read = 0
     for number, record in _records(path, name, rejects, delimiter):
         if len(record) == len(names):
             rows.append(record)
@@ -153,16 +176,17 @@ def _read_separated(path: Path, name: str, rejects: list[Reject], delimiter: str
             reason = f"{len(record)} fields where the first line names {len(names)} columns; quote fields that hold "
             place = f"line {number}, column {column!r}"
             rejects.append(Reject(name, place, f"{reason}{delimiter!r}", delimiter.join(record)[:200]))
-        if len(rows) == _CHUNK:
-            batches.append(_batch(rows, names))
-            rows = []
-            _refuse_many(len(numbers), name)
-    return _numbered(pa.Table.from_batches([*batches, _batch(rows, names)]), numbers)
+        if len(rows) == n_rows:
+            yield _of_texts(rows, names, numbers)
+            n_read += n_rows
+            rows, numbers = [], []
+            _refuse_many(n_read, name)
+    yield _of_texts(rows, names, numbers)
 
 
-def _batch(rows: list[list[str]], names: list[str]) -> pa.RecordBatch:
+def _of_texts(rows: list[list[str]], names: list[str], numbers: list[int]) -> pa.Table:
     columns = zip(*rows, strict=True) if rows else ((),) * len(names)
-    return pa.record_batch([pa.array(values, pa.string()) for values in columns], names)
+    return _numbered(pa.table([pa.array(values, pa.string()) for values in columns], names), numbers)
 
 
 def _header(path: Path, name: str, delimiter: str) -> list[str]:
@@ -275,31 +299,43 @@ def _is_exact(column: pa.ChunkedArray) -> bool:
 
 
 def _read_lines_slowly(path: Path, name: str, rejects: list[Reject]) -> pa.Table:
-    """Line by line, for files whose values pyarrow does not take as they are, and to name the lines of faults."""
+    """For files whose values pyarrow does not take as they are, and to name the lines of faults."""
+    with path.open("rb") as file:
+        return _of_objects(_lines(file, name, rejects), name, rejects)
+
+
+def _objects(path: Path, name: str, rejects: list[Reject], n_rows: int) -> Iterator[pa.Table]:
+    with path.open("rb") as file:
+        lines = _lines(file, name, rejects)
+        while first := next(lines, None):
+            yield _of_objects(chain([first], islice(lines, n_rows - 1)), name, rejects)
+
+
+def _of_objects(lines: Iterable[tuple[int, str]], name: str, rejects: list[Reject]) -> pa.Table:
+    """The JSON objects of lines."""
     rows: list[dict[str, Any]] = []
     numbers = []
-    with path.open("rb") as file:
-        for number, line in _lines(file, name, rejects):
-            if not line.strip():
-                continue
-            place, reason = f"line {number}", None
-            try:
-                row = json.loads(line.rstrip("\r\n"))
-                if not isinstance(row, dict):
-                    reason = f"no JSON object but {type(row).__name__}"
-                elif "\\u" in line:
-                    json.dumps(row, ensure_ascii=False).encode()
-            except json.JSONDecodeError as error:
-                place, reason = f"line {number}, column {error.colno}", f"no JSON object: {error.msg}"
-            except RecursionError:
-                reason = "JSON nested too deep"
-            except UnicodeEncodeError:
-                reason = "it holds half of a surrogate pair, which is no character"
-            if reason is None:
-                rows.append(row)
-                numbers.append(number)
-            else:
-                rejects.append(Reject(name, place, reason, line[:200].rstrip("\r\n")))
+    for number, line in lines:
+        if not line.strip():
+            continue
+        place, reason = f"line {number}", None
+        try:
+            row = json.loads(line.rstrip("\r\n"))
+            if not isinstance(row, dict):
+                reason = f"no JSON object but {type(row).__name__}"
+            elif "\\u" in line:
+                json.dumps(row, ensure_ascii=False).encode()
+        except json.JSONDecodeError as error:
+            place, reason = f"line {number}, column {error.colno}", f"no JSON object: {error.msg}"
+        except RecursionError:
+            reason = "JSON nested too deep"
+        except UnicodeEncodeError:
+            reason = "it holds half of a surrogate pair, which is no character"
+        if reason is None:
+            rows.append(row)
+            numbers.append(number)
+        else:
+            rejects.append(Reject(name, place, reason, line[:200].rstrip("\r\n")))
     names = dict.fromkeys(key for row in rows for key in row)
     columns = {key: _column([row.get(key) for row in rows], key, numbers, name) for key in names}
     return _numbered(pa.table(columns) if columns else pa.table({"": pa.nulls(len(rows))}), numbers)
@@ -320,7 +356,7 @@ def _column(values: list[Any], key: str, numbers: list[int], name: str) -> pa.Ar
     return pa.array(texts, pa.string(), from_pandas=True)
 
 
-def _read_parquet(path: Path, name: str, rejects: list[Reject]) -> pa.Table:
+def _parquet(path: Path, name: str, rejects: list[Reject], n_rows: int) -> Iterator[pa.Table]:
     most = min(MAX_BYTES, max(_FREE_BYTES, MAX_RATIO * path.stat().st_size))
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -328,17 +364,19 @@ def _read_parquet(path: Path, name: str, rejects: list[Reject]) -> pa.Table:
             names = file.schema_arrow.names
             if twice := [column for column in names if names.count(column) > 1]:
                 raise DataError(f"{name}: two columns are named {twice[0]!r}; rename one")
-            batches, n_bytes = [], 0
-            for batch in file.iter_batches():
+            n_bytes = n_read = 0
+            for batch in file.iter_batches(n_rows):
                 n_bytes += batch.nbytes
                 if n_bytes > most:
                     raise DataError(f"{name} unpacks to over {most / 1e6:,.0f} MB; split it, or write it as jsonl")
-                batches.append(batch)
-            table = pa.Table.from_batches(batches, file.schema_arrow)
-            table.validate(full=True)
+                table = pa.Table.from_batches([batch], file.schema_arrow)
+                table.validate(full=True)
+                yield _numbered(table, range(n_read + 1, n_read + len(table) + 1))
+                n_read += len(table)
+            if not n_read:
+                yield _numbered(file.schema_arrow.empty_table(), [])
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{name} is no parquet file: {error}") from None
-    return _numbered(table, range(1, len(table) + 1))
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -353,9 +391,17 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.string())
 
 
-READERS = {
-    ".csv": lambda path, name, rejects: _read_separated(path, name, rejects, ","),
-    ".tsv": lambda path, name, rejects: _read_separated(path, name, rejects, "\t"),
-    ".jsonl": _read_lines,
-    ".parquet": _read_parquet,
+_PIECES: dict[str, Callable[[Path, str, list[Reject], int], Iterator[pa.Table]]] = {
+    ".csv": partial(_separated, delimiter=","),
+    ".tsv": partial(_separated, delimiter="\t"),
+    ".jsonl": _objects,
+    ".parquet": _parquet,
 }
+
+
+def _whole(suffix: str, path: Path, name: str, rejects: list[Reject]) -> pa.Table:
+    return pa.concat_tables(_PIECES[suffix](path, name, rejects, _CHUNK))
+
+
+READERS = {suffix: partial(_whole, suffix) for suffix in _PIECES} | {".jsonl": _read_lines}
+"""What reads a file of each suffix at once."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tl_nlp import hub
 from tl_nlp.components import kinds
@@ -207,9 +208,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    from tl_nlp.tables import read_table
     from tl_nlp.types import as_json
-    from tl_nlp.writing import check_output, write_rows
+    from tl_nlp.writing import check_output, rows_file
 
     folder = local(arguments.run)
     artifact_folder(folder)  # a wrong path is answered before torch is imported
@@ -221,20 +221,31 @@ def predict(arguments: argparse.Namespace) -> None:
     if not texts and arguments.input is None:
         raise RecipeError("no texts: give them as arguments, as lines of stdin, or as a file with --input")
     from tl_nlp.prediction import Predictor
+    from tl_nlp.tables import read_pieces
 
-    table = None if arguments.input is None else read_table(arguments.input)
-    predictor = Predictor.load(folder)
-    if table is not None:
-        rows = predictor.predict_table(table)
+    answers: Iterable[list[dict[str, Any]]]
+    if arguments.input is not None:
+        next(read_pieces(arguments.input, _PIECE))  # what is no file of rows is told before the model is loaded
+        predictor = Predictor.load(folder)
+        # a fault in the last row is told before the first is answered
+        n_rows = sum(len(values["id"]) for values in predictor.rows_of(read_pieces(arguments.input, _PIECE)))
+        answers = predictor.stream(read_pieces(arguments.input, _PIECE), n_rows)
     else:
+        predictor = Predictor.load(folder)
         columns = {} if arguments.group is None else {"group": [arguments.group] * len(texts)}
         predictions = predictor(texts, None if arguments.pair is None else [arguments.pair] * len(texts), **columns)
-        rows = [as_json(prediction, str(number)) for number, prediction in enumerate(predictions)]
-    if arguments.output is not None:
-        write_rows(arguments.output, rows)
-    else:
-        for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
+        answers = [[as_json(prediction, str(number)) for number, prediction in enumerate(predictions)]]
+    if arguments.output is None:
+        for rows in answers:
+            for row in rows:
+                print(json.dumps(row, ensure_ascii=False))
+        return
+    with rows_file(arguments.output) as file:
+        for rows in answers:
+            file.write(rows)
+
+
+_PIECE = 10_000  # rows of a file that are in memory at once
 
 
 def _lines_of_stdin() -> list[str]:
