@@ -18,7 +18,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from tl_nlp import Predictor, Recipe, Run, train
+from tl_nlp import Predictor, Recipe, Run, consensus, train
 from tl_nlp.errors import CheckpointError, RecipeError
 from tl_nlp.tasks.summarization import Summarization
 from tl_nlp.types import IGNORED
@@ -122,6 +122,38 @@ def test_settings_change_what_is_written(tiny_t5: Path, leads: Path) -> None:
     assert sum(map(len, short)) < sum(map(len, long))
     with pytest.raises(RecipeError, match="beams"):
         tiny_recipe(Path(), Path("x.csv"), {"kind": "summarization", "length_penalty": 2.0})
+
+
+def test_of_many_drawn_texts_the_one_that_others_agree_with_is_kept(tiny_t5: Path, leads: Path) -> None:
+    predictor = Predictor.load(train(copier(tiny_t5, leads).override("data.rows=200", "training.epochs=3")))
+    model, tokenizer = predictor.model, predictor.tokenizer
+    texts = [" ".join(FILLER[at : at + 3 + at % 4]) for at in range(len(FILLER) - 6)]
+
+    def writer(**choices: object) -> Predictor:
+        return Predictor(model, tokenizer, predictor.task.model_copy(update=choices), "float32")
+
+    greedy = [one.text for one in writer()(texts)]
+    together = [one.text for one in writer(candidates=6)(texts)]
+    assert [one.text for text in texts for one in writer(candidates=6)([text])] == together
+    assert [one.text for one in writer(candidates=2, temperature=1e-4)(texts)] == greedy
+    assert together != greedy
+    ids = tokenizer(texts[0], return_tensors="pt").input_ids
+    drawn: list[list[str]] = []
+    for temperature in (1.0, 3.0):
+        made = consensus.drawn(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+                               writer().head.options, 64, temperature)  # fmt: skip
+        drawn.append([tokenizer.decode(one, skip_special_tokens=True) for one in made[0]])
+    assert 1 < len(set(drawn[0])) < len(set(drawn[1]))
+    for field, value in (("beams", 2), ("candidates", 1)):
+        choices = {"candidates": 4, "temperature": 0.5, field: value}
+        with pytest.raises(RecipeError, match=r"task\.(candidates|temperature)"):
+            tiny_recipe(Path(), Path("x.csv"), {"kind": "summarization", **choices})
+
+
+def test_the_text_that_is_most_like_the_others() -> None:
+    drawn = np.array([[[0, 5, 6, 7, 1], [0, 5, 6, 1, 0], [0, 9, 9, 1, 0], [0, 5, 8, 7, 1]]])
+    assert consensus.most_alike(drawn, special=[0, 1]).tolist() == [[0, 5, 6, 7, 1]]
+    assert consensus.most_alike(drawn[:, 1:3], special=[0, 1]).tolist() == [[0, 5, 6, 1, 0]]
 
 
 def test_many_unfinished_texts_are_told(tiny_t5: Path, leads: Path) -> None:

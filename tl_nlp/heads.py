@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tl_nlp import document
+from tl_nlp import consensus, document
 from tl_nlp.families import without_peft
 from tl_nlp.objective import Objective
 from tl_nlp.types import IGNORED
@@ -320,7 +320,10 @@ class Generate(Head):
         beams: int = 1,
         length_penalty: float = 1.0,
         no_repeat_ngrams: int = 0,
+        candidates: int = 1,
+        temperature: float = 1.0,
     ):
+        self.candidates, self.temperature = candidates, temperature
         self.options = {
             "max_new_tokens": max_new_tokens,
             "min_new_tokens": min_new_tokens,
@@ -356,7 +359,11 @@ class Generate(Head):
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        written, rows = model.generate(**inputs, **self.options).cpu().numpy(), batch["rows"].cpu().numpy()
+        if self.candidates == 1:
+            written = model.generate(**inputs, **self.options).cpu().numpy()
+        else:
+            written = consensus.written(model, inputs, self.options, self.candidates, self.temperature)
+        rows = batch["rows"].cpu().numpy()
         return [written[rows == row] for row in range(int(batch["n_rows"]))]
 
 

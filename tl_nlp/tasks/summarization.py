@@ -17,7 +17,7 @@ from tl_nlp.windows import fitting, packed, shorten
 
 
 class Summarization(Task):
-    """Generation: greedy with one beam, else beam search.
+    """Generation: greedy; beam search; or many texts drawn, and the one that the others agree with most (`candidates`).
 
     Of a text that exceeds `max_length` the rest is cut and counted; or the sentences that are most like the others
     (TextRank) stay and the rest is (`extract`); or it is read in chunks that end with sentences, each of which learns
@@ -37,7 +37,9 @@ class Summarization(Task):
     beams: int = Field(1, ge=1)
     length_penalty: float = 1.0  # of beams; above 1 asks for longer texts, below for shorter ones
     no_repeat_ngrams: int = Field(0, ge=0)  # no such number of tokens in a row is written twice; 0: any may be
-    validation_rows: int = Field(500, ge=1)  # of these at most, each evaluation while training writes, by one beam
+    candidates: int = Field(1, ge=1)  # texts that are drawn, of which the one most like the others is kept
+    temperature: float = Field(1.0, gt=0)  # of what is drawn: below 1 they are likelier, and more alike
+    validation_rows: int = Field(500, ge=1)  # of these at most, each evaluation while training writes, greedily
     prefix: str = ""  # in front of every text; T5 was pretrained with "summarize: "
 
     @model_validator(mode="after")
@@ -46,6 +48,10 @@ class Summarization(Task):
             raise RecipeError(f"{self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}", "min_new_tokens")
         if self.length_penalty != 1 and self.beams == 1:
             raise RecipeError("weighs beams against one another, and there is one; task.beams=4", "length_penalty")
+        if self.candidates > 1 and self.beams > 1:
+            raise RecipeError("draws texts, and beams search for one; task.beams=1", "candidates")
+        if self.temperature != 1 and self.candidates == 1:
+            raise RecipeError("is of texts that are drawn, and none is; task.candidates=16", "temperature")
         return self
 
     def head_settings(self) -> dict[str, Any]:
@@ -55,10 +61,13 @@ class Summarization(Task):
             "beams": self.beams,
             "length_penalty": self.length_penalty,
             "no_repeat_ngrams": self.no_repeat_ngrams,
+            "candidates": self.candidates,
+            "temperature": self.temperature,
         }
 
     def glance(self) -> tuple[Task, int | None]:
-        return self.model_copy(update={"beams": 1, "length_penalty": 1.0}), self.validation_rows
+        greedy = {"beams": 1, "length_penalty": 1.0, "candidates": 1, "temperature": 1.0}
+        return self.model_copy(update=greedy), self.validation_rows
 
     def faults(self, rows: dict[str, list[Any]]) -> dict[int, str]:
         return empty_targets(rows)
