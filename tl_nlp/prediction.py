@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from tl_nlp.batches import Columns, Encoded, budgeted, collate, window_lengths
+from tl_nlp.batches import Columns, Encoded, budgeted, collate, tiled, window_lengths
 from tl_nlp.errors import DataError, RunError
 from tl_nlp.hub import local
 from tl_nlp.onnx import Exported
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from tl_nlp.heads import Head
 
 _CHUNK = 10_000  # rows that are encoded at once
-_TILE = 16  # tokens; of widths that are its multiples CPUs add up a row in one order, whatever else is in the pass
 _BAR_FROM = 200  # rows
 
 
@@ -194,7 +193,7 @@ class Predictor:
         if "input_ids" not in columns:
             return None
         longest = max(len(window) for windows in columns["input_ids"] for window in windows)
-        return max(longest, min(-(-longest // _TILE) * _TILE, self.task.max_length))
+        return max(longest, min(tiled(longest), self.task.max_length))
 
     def refuse_export(self, what: str) -> None:
         """Raises RunError where the model is an export, which answers and does nothing else."""
