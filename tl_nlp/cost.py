@@ -18,10 +18,10 @@ from tl_nlp.prediction import Predictor
 from tl_nlp.schedule import Plan, Rates
 from tl_nlp.steps import Steps
 
-PROBE = 2.0  # seconds in which a probe begins its last step or pass
+PROBE = 2.0  # seconds in which a probe begins its last step, and in a quarter of it the last pass
 _SHARE = 0.05  # of what it foresees, which a probe takes at most, so that it costs little where there is little to do
 _MOST = 1000  # steps of an epoch whose sizes are looked at
-_LARGER = 8  # times the rows of the pass before
+_LARGER = 4  # times the rows of the pass before
 _BYTE, _ROW, _FIXED = 4e-9, 3e-4, 1.0  # seconds, as `sentiment` took: see docs/performance.md
 _AT_REST = Rates(0.0, 0.0)  # at these a step moves nothing
 
@@ -143,31 +143,34 @@ def measure(
     fit in memory.
     """
     model, accelerator = steps.model, steps.accelerator
-    n_here = len(range(accelerator.process_index, len(watched["validation"]), accelerator.num_processes))
+    share = 1 / accelerator.num_processes  # of what is answered while training goes on
     written = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    n_rows = min(len(watched["train"]), baselines.MAX_ROWS) + sum(len(rows) for rows in scored.values())
+    n_rows = min(len(watched["train"]), baselines.MAX_ROWS) + sum(map(len, scored.values()))
+    n_scored = sum(padded(window_lengths(encoded)) for encoded in scored.values())
+    rows = watched["validation"]
+    n_watched = padded(window_lengths(rows))
+    n_evaluations = 1 + steps.plan.steps // steps.plan.eval_every
     with _untouched(steps):
-        rate = _reading(glancing, watched["validation"])
-        last = rate if glancing.task == predictor.task else _reading(predictor, watched["validation"])
-        blank = {split: features.Blank(model, rows, means) for split, rows in watched.items()} if cached else {}
+        rate = _reading(glancing, rows, n_evaluations * n_watched)
+        last = rate if glancing.task == predictor.task else _reading(predictor, rows, n_scored)
+        blank = {split: features.Blank(model, each, means) for split, each in watched.items()} if cached else {}
         unread = {
-            split: [rows.lengths[place] for place in features.unread(model, watched[split], glancing.precision, means)]
-            for split, rows in blank.items()
+            split: [zeros.lengths[place] for place in features.unread(model, watched[split], glancing.precision, means)]
+            for split, zeros in blank.items()
         }
-        evaluation_on_states = 0.0
+        on_states = 0.0
         if cached:
             with features.reading_features(model):
-                states = blank["validation"]
-                evaluation_on_states = _reading(glancing, states) * padded(states.lengths)
+                on_states = _reading(glancing, blank["validation"], n_evaluations * n_watched)
         costs = Costs(
             weights=steps.names,
             head=steps.head_modules,
             alone=steps.epochs_alone if cached else 0,
             steps={},
             features={split: rate * padded(lengths) for split, lengths in unread.items()},
-            evaluation=rate * padded(window_lengths(watched["validation"])) * n_here / len(watched["validation"]),
-            evaluation_on_states=evaluation_on_states,
-            answers=last * sum(padded(window_lengths(rows)) for rows in scored.values()),
+            evaluation=rate * n_watched * share,
+            evaluation_on_states=on_states * n_watched * share,
+            answers=last * n_scored,
             save=_BYTE * optimizer_bytes(steps.weights.by_name),
             rest=loading + _BYTE * written + _ROW * n_rows + _FIXED,
             reading=rate,
@@ -251,20 +254,28 @@ def _size(steps: Steps, rows: list[int]) -> int:
     return sum(_padded(lengths, part) for part in passes(rows, lengths, steps.device_batch_size))
 
 
-def _reading(predictor: Predictor, encoded: Encoded) -> float:
-    """Seconds for a token, padding included, of passes that grow until they are whole or take long."""
+def _reading(predictor: Predictor, encoded: Encoded, n_tokens: float) -> float:
+    """Seconds for a token, padding included, of which `n_tokens` will be read: from passes that grow until one is whole
+    or they take long, after one that makes ready."""
     lengths = window_lengths(encoded)
     parts = list(budgeted(lengths))
-    rows, n_rows, spent = parts[len(parts) // 2], 1, 0.0
-    while True:
-        some = rows[:n_rows]
+    rows = parts[len(parts) // 2]
+
+    def timed(some: list[int]) -> float:
         started = time.perf_counter()
         predictor.infer(encoded.select(some))
-        seconds = time.perf_counter() - started
-        spent += seconds
-        if n_rows >= len(rows) or spent + _LARGER * seconds > PROBE / 4:
-            return seconds / _padded(lengths, some)
-        n_rows *= _LARGER
+        return time.perf_counter() - started
+
+    spent, some = 0.0, rows[:1]
+    if (seconds := timed(some)) < PROBE:
+        while True:
+            some = rows[: _LARGER * len(some)]
+            seconds = timed(some)
+            spent += seconds
+            foreseen = seconds / _padded(lengths, some) * n_tokens
+            if len(some) == len(rows) or spent > min(PROBE / 4, _SHARE * foreseen):
+                break
+    return seconds / _padded(lengths, some)
 
 
 def padded(lengths: Sequence[list[int]]) -> int:

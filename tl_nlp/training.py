@@ -86,9 +86,9 @@ def _train(run: Run, prepared: Prepared, accelerator: Accelerator, weights_only:
     loading = time.perf_counter() - started
     if accelerator.is_main_process:
         _note_size(run, steps)
-    started = time.perf_counter()
     watched = watched_of(prepared, steps, predictor)
     estimate = _estimated(run, prepared, steps, predictor, watched, loading)
+    started = time.perf_counter()
     progress = _fit(steps, predictor, prepared, watched, run, weights_only)
     if known is not None:
         save_artifact(predictor.model, prepared.tokenizer, _calibrated(predictor, prepared), run)
@@ -342,7 +342,7 @@ def _estimated(
     except HardwareError:
         return None
     if steps.accelerator.is_main_process:
-        early = " at most, since it may stop early" if prepared.recipe.training.patience else ""
+        early = "; less if it stops early" if prepared.recipe.training.patience else ""
         print(f"this will take {estimate}{early}", file=sys.stderr)
     return estimate
 
