@@ -155,8 +155,11 @@ def _told(
     fitted: Recipe, changes: list[str], needs: float, whole: float, seconds: float, accelerator: Accelerator
 ) -> Recipe:
     if accelerator.is_main_process:
-        told = "the recipe fits as it is"
+        told = f"the recipe fits as it is: about {spoken(needs)} of the {spoken(seconds)} that are left"
         if changes:
-            told = f"the recipe would take about {spoken(whole)}, so it is trained with {' '.join(changes)}"
-        print(f"--budget {spoken(seconds)}: {told}, about {spoken(needs)}", file=sys.stderr)
+            told = (
+                f"the recipe would take about {spoken(whole)}, and {spoken(seconds)} are left, so it is trained with "
+                f"{' '.join(changes)}, in about {spoken(needs)}"
+            )
+        print(f"--budget: {told}", file=sys.stderr)
     return fitted
