@@ -252,8 +252,7 @@ warm, run = (Run(Path(folder)) for folder in sys.argv[1:3])
 train(warm)  # all that is loaded and kept is there before the limit
 take = Steps.take
 
-def limited(steps, step, rates=None):
-    Steps.take = take
+def limited(steps, step, rates=None):  # those of the probe too
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[3]), resource.RLIM_INFINITY))
     try:

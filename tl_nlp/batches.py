@@ -29,7 +29,7 @@ class Columns:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def select(self, indices: range) -> Columns:
+    def select(self, indices: Sequence[int]) -> Columns:
         return Columns(self[list(indices)], [self.lengths[index] for index in indices])
 
     def __getitem__(self, indices: list[int]) -> dict[str, list[Any]]:

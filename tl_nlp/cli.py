@@ -75,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(sub, "RECIPE|RUN", "a recipe (.py file or name), or a run directory")
     told = "go on with a run whose checkpoint has lost its optimizer's state; other weights come out"
     sub.add_argument("--weights-only", action="store_true", help=told)
+    told = "as 5m or 1h30m: fewer epochs, the head alone or fewer training rows, so that it ends in that time"
+    sub.add_argument("--budget", metavar="TIME", help=told)
     sub = add("reproduce", verbs.reproduce, "train a run's recipe again, and say whether the scores are the same")
     sub.add_argument("run", metavar="RUN")
     sub = add(

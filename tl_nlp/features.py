@@ -52,9 +52,48 @@ def compute(
         for places, states, mask in last_states(model, encoded, pad_id, precision, description):
             for row, window, n_tokens in zip(places, states, mask.sum(axis=1), strict=True):
                 windows_of[row].append(window[:n_tokens].copy())
-    kept = ("labels", "sentence_ids", "sides", "surface", "group")
-    columns = {name: encoded[name][:] for name in encoded.column_names if name in kept}
+    columns = {name: encoded[name][:] for name in encoded.column_names if name in _KEPT}
     return Columns({"features": windows_of, "lengths": lengths, **columns}, lengths)
+
+
+_KEPT = ("labels", "sentence_ids", "sides", "surface", "group")
+"""The columns of rows that go with features in the place of their tokens."""
+
+
+class Blank:
+    """As what `compute` gives, with zeros in the place of the states: a head takes as long on them."""
+
+    def __init__(self, model: Any, encoded: Encoded, means: bool = False):
+        self._encoded, self._width = encoded, model.config.hidden_size
+        self._one_each = means or _reads_first_only(model)
+        self.lengths = window_lengths(encoded)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def select(self, indices: list[int]) -> Columns:
+        return Columns(self[indices], [self.lengths[index] for index in indices])
+
+    def __getitem__(self, indices: list[int]) -> dict[str, list[Any]]:
+        lengths, columns = [self.lengths[index] for index in indices], self._encoded[indices]
+        sizes = [[1 if self._one_each else length for length in windows] for windows in lengths]
+        states = [[np.zeros((size, self._width), np.float32) for size in windows] for windows in sizes]
+        kept = {name: values for name, values in columns.items() if name in _KEPT}
+        return {"features": states, "lengths": lengths, **kept}
+
+
+def unread(model: Any, encoded: Encoded, precision: str, means: bool = False) -> list[int]:
+    """The places of the rows that `compute` would read: all but those whose states are kept from before."""
+    if not (means or _reads_first_only(model)):
+        return list(range(len(encoded)))
+    half = is_half(precision, next(model.parameters()).device)
+    cache = FeatureCache(model.base_model, "mean" if means else "first", half)
+    return list(_new(cache, row_keys(encoded)).values())
+
+
+def _new(cache: FeatureCache, keys: list[bytes]) -> dict[bytes, int]:
+    """The contents that the cache does not have, each with the place of a row."""
+    return {key: place for place, key in enumerate(keys) if key not in cache}
 
 
 def embeddings(model: Any, encoded: Encoded, pad_id: int, precision: str, description: str) -> np.ndarray:
@@ -72,7 +111,7 @@ def _one_state_each(
     device = next(model.parameters()).device
     cache = FeatureCache(model.base_model, kind, is_half(precision, device))
     keys = row_keys(encoded)
-    new = {key: place for place, key in enumerate(keys) if key not in cache}
+    new = _new(cache, keys)
     if new:
         places = list(new.values())
         found: list[list[np.ndarray]] = [[] for _ in places]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tl_nlp.errors import RecipeError
 from tl_nlp.families import in_head
@@ -61,6 +62,22 @@ class Plan:
         if step < self.first_steps:
             return {name for name in weights if in_head(name, head)}
         return self.recipe.method.learning(weights, head, (step - self.first_steps) / self.steps_per_epoch)
+
+    def stages(self, weights: list[str], head: list[str]) -> list[range]:
+        """The stretches of steps in which the same weights learn."""
+
+        def within(first: int, last: int) -> list[int]:
+            """The steps after `first` with which a stretch begins; the set never shrinks, so that one that is the same
+            at both ends is the same between."""
+            if self.learning(weights, head, first) == self.learning(weights, head, last):
+                return []
+            if last == first + 1:
+                return [last]
+            middle = (first + last) // 2
+            return within(first, middle) + within(middle, last)
+
+        starts = [0, *within(0, self.steps - 1), self.steps]
+        return [range(start, end) for start, end in pairwise(starts)]
 
     def rates(self, step: int) -> Rates:
         """The learning rates of a step (from 0): while the head learns alone its own, then the schedule's."""

@@ -68,8 +68,8 @@ class Steps:
         self.anchor = Anchor(self.weights, self.training)
         size = self.training.device_batch_size
         self.device_batch_size = size if isinstance(size, int) else 1
-        self._all_names = [name for name, weight in model.named_parameters() if weight.is_floating_point()]
-        self._head_modules = head_modules(model)
+        self.names = [name for name, weight in model.named_parameters() if weight.is_floating_point()]
+        self.head_modules = head_modules(model)
         self._order: tuple[int, list[list[int]]] = (-1, [])
         self._learning: set[str] | None = None
         self._n_learning = 0
@@ -115,7 +115,7 @@ class Steps:
 
         Dropout acts, but not in a backbone of which nothing learns: its states are features, cached or not.
         """
-        learning = self.plan.learning(self._all_names, self._head_modules, step)
+        learning = self.plan.learning(self.names, self.head_modules, step)
         if learning != self._learning:
             freeze(self.model)
             for name, weight in self.weights.by_name.items():

@@ -22,7 +22,8 @@ from tl_nlp.artifact import locate, save_artifact
 from tl_nlp.baselines import Given, given
 from tl_nlp.batches import Encoded, window_lengths
 from tl_nlp.checking import check, label_counts, sampled
-from tl_nlp.errors import RecipeError
+from tl_nlp.cost import Costs, Estimate, measure
+from tl_nlp.errors import HardwareError, RecipeError
 from tl_nlp.evaluation import judged, read_predictions, references, score, write_predictions
 from tl_nlp.features import Frozen
 from tl_nlp.findings import Finding
@@ -80,13 +81,18 @@ def _train(run: Run, prepared: Prepared, accelerator: Accelerator, weights_only:
         note_start(run, prepared.recipe, prepared.rows, prepared.folder, accelerator)
         known = _look_at(run, prepared)
     accelerator.wait_for_everyone()
+    started = time.perf_counter()
     steps, predictor = steps_of(prepared, accelerator)
+    loading = time.perf_counter() - started
     if accelerator.is_main_process:
         _note_size(run, steps)
-    progress = _fit(steps, predictor, prepared, run, weights_only)
+    watched = watched_of(prepared, steps, predictor)
+    estimate = _estimated(run, prepared, steps, predictor, watched, loading)
+    started = time.perf_counter()
+    progress = _fit(steps, predictor, prepared, watched, run, weights_only)
     if known is not None:
         save_artifact(predictor.model, prepared.tokenizer, _calibrated(predictor, prepared), run)
-        _finish(run, prepared, known, progress)
+        _finish(run, prepared, known, progress, estimate, started)
         write_report(run)
     accelerator.wait_for_everyone()
 
@@ -284,32 +290,83 @@ def _note_size(run: Run, steps: Steps) -> None:
     )
 
 
-def _fit(steps: Steps, predictor: Predictor, prepared: Prepared, run: Run, weights_only: bool) -> Progress:
+@dataclass
+class Watched:
+    """What the model sees while it is trained: the rows that it learns from, and those of validation, all or a sample,
+    that it answers as `task` says."""
+
+    task: Task
+    places: np.ndarray  # of the validation rows
+    encoded: dict[str, Encoded]
+    means: bool  # whether the head reads nothing of a window but the mean of its states
+    is_cached: bool  # whether the head learns alone from states that are computed once
+
+
+def watched_of(prepared: Prepared, steps: Steps, predictor: Predictor) -> Watched:
+    task, most = prepared.recipe.task.glance()
+    n_rows = len(prepared.encoded["validation"])
+    places = sampled(n_rows, n_rows if most is None else most)
+    shown = {"train": prepared.encoded["train"], "validation": prepared.encoded["validation"].select(places)}
+    means = features.reads_means(predictor.model, predictor.head)
+    cached = bool(steps.epochs_alone) and not prepared.recipe.training.augmentation.changes_rows
+    cached = cached and features.is_cacheable(predictor.model, steps.weights.in_head, list(shown.values()), means)
+    return Watched(task, places, shown, means, cached)
+
+
+def costs_of(
+    prepared: Prepared, steps: Steps, predictor: Predictor, watched: Watched, loading: float, start: int = 0
+) -> Costs:
+    """What training costs from step `start` on, by a probe; the model took `loading` seconds to load."""
+    is_calibrated = type(prepared.recipe.task).calibrated is not Task.calibrated
+    learned = {"train"} if is_calibrated else {"train", "validation"}
+    return measure(
+        steps,
+        Predictor(predictor.model, prepared.tokenizer, watched.task, predictor.precision),
+        predictor,
+        watched.encoded,
+        {split: rows for split, rows in prepared.encoded.items() if split not in learned},
+        cached=watched.is_cached,
+        means=watched.means,
+        loading=loading,
+        start=start,
+    )
+
+
+def _estimated(
+    run: Run, prepared: Prepared, steps: Steps, predictor: Predictor, watched: Watched, loading: float
+) -> Estimate | None:
+    """How long the rest of the run will take, which is told; None where the loop will tell why it cannot begin."""
+    start = max(run.checkpoint_steps(), default=0)
+    try:
+        estimate = costs_of(prepared, steps, predictor, watched, loading, start).of(steps.plan, start)
+    except HardwareError:
+        return None
+    if steps.accelerator.is_main_process:
+        early = "; less if it stops early" if prepared.recipe.training.patience else ""
+        print(f"this will take {estimate}{early}", file=sys.stderr)
+    return estimate
+
+
+def _fit(
+    steps: Steps, predictor: Predictor, prepared: Prepared, watched: Watched, run: Run, weights_only: bool
+) -> Progress:
     """Trains the model; while the head learns alone, on features of the backbone that are computed once."""
-    recipe, encoded, model = prepared.recipe, prepared.encoded, predictor.model
-    accelerator = steps.accelerator
-    task, most = recipe.task.glance()
-    n_rows = len(encoded["validation"])
-    watched = sampled(n_rows, n_rows if most is None else most)
+    recipe, model, accelerator = prepared.recipe, predictor.model, steps.accelerator
+    task, shown, cached, n_alone = watched.task, watched.encoded, watched.is_cached, steps.epochs_alone
     glancing = Predictor(model, prepared.tokenizer, task, predictor.precision)
-    shown = {"train": encoded["train"], "validation": encoded["validation"].select(watched)}
-    means = features.reads_means(model, predictor.head)
-    n_alone = steps.epochs_alone
-    cached = n_alone and not recipe.training.augmentation.changes_rows
-    cached = cached and features.is_cacheable(model, steps.weights.in_head, list(shown.values()), means)
     started, of_tokens = time.perf_counter(), steps.examples
     states: dict[str, Encoded] = {}
     if cached:
         states = {
             split: features.compute(
-                model, theirs, predictor.pad_id, recipe.training.precision, f"features of {split}", means
+                model, theirs, predictor.pad_id, recipe.training.precision, f"features of {split}", watched.means
             )
             for split, theirs in shown.items()
         }
         steps.examples = lambda epoch: states["train"] if epoch < n_alone else of_tokens(epoch)
     seconds = time.perf_counter() - started
-    truth = references(task, prepared.rows["validation"].select(watched))
-    mine = range(accelerator.process_index, len(watched), accelerator.num_processes)
+    truth = references(task, prepared.rows["validation"].select(watched.places))
+    mine = range(accelerator.process_index, len(watched.places), accelerator.num_processes)
     shards = {
         split: theirs["validation"].select(mine) for split, theirs in (("tokens", shown), ("states", states)) if theirs
     }
@@ -337,8 +394,11 @@ def _calibrated(predictor: Predictor, prepared: Prepared) -> Recipe:
     return prepared.recipe.model_copy(update={"task": decided})
 
 
-def _finish(run: Run, prepared: Prepared, known: Given, progress: Progress) -> None:
-    """Scores the artifact and the baselines on every test split, the artifact from disk, and writes results.json."""
+def _finish(
+    run: Run, prepared: Prepared, known: Given, progress: Progress, estimate: Estimate | None, started: float
+) -> None:
+    """Scores the artifact and the baselines on every test split, the artifact from disk, tells how far off the estimate
+    was that was made when the clock stood at `started`, and writes results.json."""
     recipe, rows = prepared.recipe, prepared.rows
     predictor = Predictor.load(run)
     tests = [split for split in rows if split not in ("train", "validation")]
@@ -358,6 +418,9 @@ def _finish(run: Run, prepared: Prepared, known: Given, progress: Progress) -> N
     }
     for split in truth.keys() - {"test"}:
         splits[split] |= verdicts[split]
+    seconds = time.perf_counter() - started
+    if estimate is not None:
+        print(estimate.against(seconds), file=sys.stderr)
     run.write_results(
         {
             "format": 1,
@@ -376,6 +439,10 @@ def _finish(run: Run, prepared: Prepared, known: Given, progress: Progress) -> N
                 "skipped_steps": progress.skipped,
                 "device_batch_size": progress.device_batch_size,
                 "weights_only_from": progress.weights_only_from,
+                "cost": {
+                    "estimated_seconds": None if estimate is None else round(estimate.total, 1),
+                    "seconds": round(seconds, 1),
+                },
             },
         }
     )

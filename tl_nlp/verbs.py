@@ -6,7 +6,9 @@ import argparse
 import ast
 import json
 import os
+import re
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -37,9 +39,17 @@ def show(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
+    started = time.perf_counter()
     chosen = _recipe_or_run(arguments)
     if arguments.weights_only and not isinstance(chosen, Run):
         raise RecipeError("--weights-only is for a run that goes on; a recipe begins a new one")
+    if arguments.budget is not None:
+        if isinstance(chosen, Run):
+            raise RecipeError("--budget changes a recipe, and a run goes on with the recipe it began with")
+        seconds = _seconds(arguments.budget)
+        from tl_nlp.budget import within
+
+        chosen = within(chosen, seconds - (time.perf_counter() - started))
     from tl_nlp.studies import train
 
     run = train(chosen, weights_only=arguments.weights_only)
@@ -86,6 +96,20 @@ def _recipe_or_run(arguments: argparse.Namespace) -> Recipe | Run:
             f"{arguments.overrides[0]}: a run goes on with the recipe it began with; overrides go with a recipe"
         )
     return Run.open(arguments.recipe)
+
+
+def _seconds(text: str) -> int:
+    """The seconds of a time such as 90s, 5m or 1h30m."""
+    parts = re.fullmatch(r"(?:(\d{1,4})h)?(?:(\d{1,4})m)?(?:(\d{1,6})s)?", text)
+    if not text or parts is None:
+        raise RecipeError(f"--budget {text}: a time is hours, minutes and seconds, as in 90s, 5m or 1h30m")
+    seconds = sum(int(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True))
+    if seconds < _LEAST:
+        raise RecipeError(f"--budget {text}: loading, checks and scores alone take longer; give it {_LEAST}s or more")
+    return seconds
+
+
+_LEAST = 10  # seconds
 
 
 def _values(metrics: dict[str, dict[str, float]]) -> str:
