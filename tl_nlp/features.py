@@ -52,7 +52,7 @@ def compute(
         for places, states, mask in last_states(model, encoded, pad_id, precision, description):
             for row, window, n_tokens in zip(places, states, mask.sum(axis=1), strict=True):
                 windows_of[row].append(window[:n_tokens].copy())
-    kept = ("labels", "sentence_ids", "sides", "surface", "group")
+    kept = ("labels", "soft_targets", "sentence_ids", "sides", "surface", "group")
     columns = {name: encoded[name][:] for name in encoded.column_names if name in kept}
     return Columns({"features": windows_of, "lengths": lengths, **columns}, lengths)
 
