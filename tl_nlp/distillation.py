@@ -27,7 +27,7 @@ class HiddenStates:
     """
 
     def __init__(self, teacher: Any, student: Any, precision: str, seed: int):
-        self.teacher, self.precision = teacher, precision
+        self.teacher, self.precision = teacher.requires_grad_(False), precision
         ours, theirs = (backbone(model).config.hidden_size for model in (student, teacher))
         self.weights: dict[str, nn.Parameter] = {}
         if ours != theirs:
