@@ -178,6 +178,30 @@ def test_widths_that_are_equal_need_no_map(files: Files, tiny_bert: Path, teache
     assert made(recipe).teacher.weights == {}
 
 
+GRADES = 'data.values={"negative": "1", "positive": "3"}'
+
+
+@pytest.mark.parametrize(
+    ("task", "choices"),
+    [
+        ("classification", ["method=lora"]),
+        ("classification", ["method.head_epochs=0.5", "task.pooling=mean"]),
+        ("grading", [GRADES, "task.loss=ordinal"]),
+        ("multilabel", ["training.distillation.weight=1"]),
+    ],
+)
+def test_a_student_of_every_kind_can_be_a_teacher(
+    task: str, choices: list[str], reviews: Path, tiny_bert: Path
+) -> None:
+    recipe = tiny_recipe(tiny_bert, reviews, task)
+    plain = [one for one in choices if "distillation" not in one]
+    teacher = train(recipe.override(*plain))
+    told = [f"training.distillation.teacher={teacher.folder}", "training.distillation.hidden=1"]
+    student = train(recipe.override("checkpoint.blocks=1", *choices, *told))
+    Predictor.load(student)(["the film is good"])
+    assert not [name for name in artifact(student) if "hidden_states" in name]
+
+
 def test_a_teacher_answers_texts_as_they_were(student: Recipe) -> None:
     plain = made(student).examples(0)[[0, 1, 2]]
     changed = made(student.override("training.augmentation.word_dropout=0.5", "training.augmentation.mixup=1"))
@@ -236,9 +260,8 @@ def test_what_does_not_go_together_is_refused(
     assert "task.max_length=64 gives both the same windows" in refused(student, f"{key}.hidden=1", "task.max_length=96")
     writes = tiny_recipe(tiny_t5, files, "summarization")
     assert "and not for task summarization" in refused(writes, f"{key}.teacher={teacher.folder}")
-    grades = 'data.values={"negative": "1", "positive": "3"}'
     assert "does the task classification, and the student grading" in refused(
-        student, "task=grading", "task.max_length=64", grades
+        student, "task=grading", "task.max_length=64", GRADES
     )
     assert "leaves the teacher nothing to say" in refused(student, f"{key}.weight=0")
     assert f"{key}.temperature: softens" in refused(
