@@ -1,8 +1,9 @@
 """Sentiment in half the blocks: a student of three blocks learns from labels and from a run of `sentiment`.
 
 Command   python recipes/distill.py training.distillation.teacher=runs/sentiment/2026-11-23T120107
-Cost      not measured yet
-Expect    not measured yet; benchmarks/distilling.py prints size, latency and score beside the teacher's
+Cost      15 minutes at the lowest priority beside other work on 2 cores (no GPU), 2.4 GB; not yet on a quiet machine
+Expect    accuracy 0.820 on 1,280 test sentences; its teacher of six blocks 0.823. What three blocks learn without a
+          teacher is not measured yet: benchmarks/distilling.py says it, with size and latency
 """
 
 from tl_nlp import Checkpoint, Licence, Recipe, Training
