@@ -1,4 +1,4 @@
-"""Every public field of `Training`, of `Augmentation` and of every method acts: each has a case that sees it."""
+"""Every public field of `Training`, of its parts and of every method acts: each has a case that sees it."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tl_nlp import Run, checkpoints, train
 from tl_nlp.components import find_kind, kinds
 from tl_nlp.errors import RecipeError, RunError
-from tl_nlp.recipe import Augmentation, Training
+from tl_nlp.recipe import Augmentation, Distillation, Training
 
 
 class Case(NamedTuple):
@@ -33,6 +33,7 @@ def _method(kind: str, field: str, value: Any, *setup: str, task: str = "classif
 
 
 DROPOUT = "training.dropout=0.1"
+TAUGHT = "training.distillation.teacher=TEACHER"
 GRADES = 'data.values={"negative": "1", "positive": "3"}'
 CASES = dict(
     [
@@ -64,6 +65,10 @@ CASES = dict(
         _training("augmentation.word_replacement", 0.3),
         _training("augmentation.token_cutoff", 0.3),
         _training("augmentation.mixup", 0.5),
+        ("training.distillation.teacher", Case(TAUGHT)),
+        _training("distillation.temperature", 8, TAUGHT),
+        _training("distillation.weight", 0.9, TAUGHT),
+        _training("distillation.hidden", 1, TAUGHT),
         ("training.ranking", Case("training.ranking=1", (GRADES,), "weights", "grading")),
         _training("max_grad_norm", 0.01),
         _training("precision", "bfloat16"),
@@ -93,13 +98,14 @@ CASES = dict(
         ),
     ]
 )
+PARTS = {"augmentation": Augmentation, "distillation": Distillation}
 REFUSED = {"head.head_epochs", "prefix.head_epochs", "prompt.head_epochs"}
 """Where a field would do nothing, so that a recipe with it is refused."""
 
 
 def fields() -> list[str]:
-    found = [f"training.{name}" for name in Training.model_fields if name != "augmentation"]
-    found += [f"training.augmentation.{name}" for name in Augmentation.model_fields]
+    found = [f"training.{name}" for name in Training.model_fields if name not in PARTS]
+    found += [f"training.{part}.{name}" for part, value in PARTS.items() for name in value.model_fields]
     return found + [f"{kind}.{name}" for kind in kinds("methods") for name in find_kind("methods", kind).model_fields]
 
 
@@ -109,6 +115,12 @@ def unbalanced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for row in rows:
         row["text"] += " good film ."
     return write_jsonl(tmp_path_factory.mktemp("fields") / "rows.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def teacher(unbalanced: Path, tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    recipe = tiny_recipe(tiny_bert, unbalanced).override("training.seed=2")
+    return str(train(recipe, root=tmp_path_factory.mktemp("teacher")).folder)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +168,13 @@ def train_and_look(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
 
 @pytest.mark.parametrize("field", fields())
 def test_a_field_acts(
-    field: str, unbalanced: Path, tiny_bert: Path, tiny_t5: Path, plain: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
+    field: str,
+    unbalanced: Path,
+    tiny_bert: Path,
+    tiny_t5: Path,
+    plain: dict[Any, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     if field in REFUSED:
         kind, name = field.split(".")
@@ -167,11 +185,15 @@ def test_a_field_acts(
     assert field in CASES, f"{field} has no case here: add one that sees what it changes"
     case = CASES[field]
     checkpoint = tiny_t5 if case.task == "summarization" else tiny_bert
-    recipe = tiny_recipe(checkpoint, unbalanced, case.task).override(*case.setup)
+    setup, change = case.setup, case.change
+    if "distillation" in field:
+        folder = request.getfixturevalue("teacher")
+        setup, change = tuple(one.replace("TEACHER", folder) for one in setup), change.replace("TEACHER", folder)
+    recipe = tiny_recipe(checkpoint, unbalanced, case.task).override(*setup)
     key = (case.task, case.setup)
     if key not in plain:
         plain[key] = train_and_look(recipe, monkeypatch)
-    changed = train_and_look(recipe.override(case.change), monkeypatch)
+    changed = train_and_look(recipe.override(change), monkeypatch)
     assert json.dumps(changed[case.seen]) != json.dumps(plain[key][case.seen])
 
 

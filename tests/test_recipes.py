@@ -82,6 +82,10 @@ def test_a_recipe_runs(
         words[0:1] = ["training.epochs=2", "method.head_epochs=1"]
     if path.stem == "summary_highlights":
         words += ["data.rows=3"]
+    if path.stem == "distill":
+        taught = command(path.with_name("sentiment.py"), *words, f"checkpoint={tiny_bert}", "task.max_length=64")
+        words += [f"training.distillation.teacher={taught.out.splitlines()[-1]}", "task.max_length=64"]
+        words += [f"checkpoint={tiny_bert}", "checkpoint.blocks=1"]
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     answer = command(path, *words)
     assert answer.status == 0, answer.err

@@ -41,7 +41,7 @@ class Augmented:
         if self.choices.changes_words:
             columns = columns_of(self.rows.select(indices), (*COLUMNS, *self.task.columns))
             columns["text"] = [self._changed(text, draw) for text, draw in zip(columns["text"], draws, strict=True)]
-            encoded = self.task.encode(columns, self.tokenizer)
+            encoded = {**encoded, **self.task.encode(columns, self.tokenizer)}  # a teacher's answers stay
         if self.choices.token_cutoff:
             special = set(self.tokenizer.all_special_ids)
             encoded["hidden"] = [

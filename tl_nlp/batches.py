@@ -140,6 +140,8 @@ def collate(
         batch["attention_mask"] -= _pad(hidden, 0, torch.long, n_tokens)
     if "surface" in columns:
         batch["surface"], batch["group"] = torch.tensor(columns["surface"]), torch.tensor(columns["group"])
+    if "soft_targets" in columns:
+        batch["soft_targets"] = torch.tensor(columns["soft_targets"])
     if "labels" in columns:
         batch["labels"] = _labels(columns["labels"])
     batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

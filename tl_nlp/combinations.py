@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tl_nlp.components import find_kind, kinds
 
 if TYPE_CHECKING:
-    from tl_nlp.recipe import Recipe, Training
+    from tl_nlp.recipe import Distillation, Recipe, Training
 
 
 def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
@@ -114,11 +114,40 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
         training.ema is not None and training.average_last > 1,
         "training.ema is an average already; one of the two",
     )
+    if training.distillation is not None:
+        yield from _impossible_distillation(recipe, training.distillation)
     size = training.device_batch_size
     for key, verb in needs_whole_steps(training).items():
         is_split = isinstance(size, int) and size < training.batch_size
         one = f"{verb} the rows of a step, which must be in one pass; training.device_batch_size={training.batch_size}"
         yield key, is_split, one
+
+
+def _impossible_distillation(recipe: Recipe, chosen: Distillation) -> Iterator[tuple[str, bool, str]]:
+    """What does not go with a teacher, or would do nothing beside it."""
+    training, key = recipe.training, "training.distillation"
+    yield (
+        f"{key}.weight",
+        chosen.weight == 0 and chosen.hidden == 0,
+        f"leaves the teacher nothing to say; a higher one, or {key}.hidden for its states",
+    )
+    is_warm = chosen.temperature != type(chosen).model_fields["temperature"].default
+    yield (
+        f"{key}.temperature",
+        is_warm and (recipe.task.head == "regress" or chosen.weight == 0),
+        "softens the probabilities of labels, and none are learned from the teacher here",
+    )
+    for field in ("label_smoothing", "class_weights", "focal_gamma", "logit_adjustment", "ranking"):
+        yield (
+            f"training.{field}",
+            bool(getattr(training, field)) and chosen.weight == 1,
+            f"is of the labels' loss, and {key}.weight=1 looks at no label",
+        )
+    yield (
+        f"{key}.hidden",
+        chosen.hidden > 0 and recipe.method.moves == "head",
+        f"is of states below the head, and method {recipe.method.kind} moves none of them",
+    )
 
 
 def needs_whole_steps(training: Training) -> dict[str, str]:
@@ -139,6 +168,7 @@ _LOSSES = {
     "augmentation.word_swap": ("classify", "multilabel", "regress", "generate"),
     "augmentation.word_replacement": ("classify", "multilabel", "regress", "generate"),
     "ranking": ("regress",),
+    "distillation": ("classify", "multilabel", "regress"),
     "augmentation.mixup": ("classify", "multilabel", "regress"),
 }
 """Keys of `Training` that not every head takes."""

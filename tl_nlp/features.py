@@ -56,7 +56,7 @@ def compute(
     return Columns({"features": windows_of, "lengths": lengths, **columns}, lengths)
 
 
-_KEPT = ("labels", "sentence_ids", "sides", "surface", "group")
+_KEPT = ("labels", "soft_targets", "sentence_ids", "sides", "surface", "group")
 """The columns of rows that go with features in the place of their tokens."""
 
 

@@ -23,7 +23,7 @@ Batch = dict[str, Tensor]
 """`input_ids` (or `inputs_embeds`) and `attention_mask` of shape (windows, tokens); of shape (windows,): `rows`, the
 index of each window's example, and `lengths`, the tokens it stands for; `n_rows`; where the task counts them `surface`
 of shape (examples, features) and `group` of shape (examples,); with targets `labels` of shape (examples, ...),
-or for text (windows, tokens)."""
+or for text (windows, tokens); with a teacher its `soft_targets` of shape (examples, answers)."""
 
 _INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids")
 
@@ -56,6 +56,20 @@ class Head:
         """The sum of the loss over what it counts, and that count."""
         raise NotImplementedError
 
+    def soft_targets(self, logits: Tensor) -> Tensor:
+        """What of a teacher's logits a student learns, of shape (examples, answers)."""
+        return logits
+
+    def soft_loss(self, logits: Tensor, batch: Batch, temperature: float) -> Tensor:
+        """How far logits are from the batch's `soft_targets`, summed over what the loss counts, and nothing where a
+        student answers as its teacher.
+
+        Of labels the Kullback-Leibler divergence, at a temperature and times its square, whose gradient is that of the
+        cross-entropy with soft targets (Hinton et al. 2015, https://arxiv.org/abs/1503.02531, section 2). Of numbers
+        the loss that labels have.
+        """
+        raise NotImplementedError
+
     def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
         """How far the predictions of two logits are apart, summed over what the loss counts: the mean of both
         Kullback-Leibler divergences, or the squared difference of numbers."""
@@ -83,6 +97,17 @@ def _divergence(one: Tensor, other: Tensor) -> Tensor:
     """The mean of both Kullback-Leibler divergences of the softmax over the last dimension."""
     log_one, log_other = one.log_softmax(-1), other.log_softmax(-1)
     return ((log_one.exp() - log_other.exp()) * (log_one - log_other)).sum(-1) / 2
+
+
+def _from_teacher(logits: Tensor, teachers: Tensor) -> Tensor:
+    """The Kullback-Leibler divergence of a softmax over the last dimension from a teacher's."""
+    ours, theirs = logits.log_softmax(-1), teachers.log_softmax(-1)
+    return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+
+
+def _yes_or_no(logits: Tensor) -> Tensor:
+    """Logits whose softmax over a new last dimension are the sigmoid and what it lacks of one."""
+    return torch.stack([logits, torch.zeros_like(logits)], -1)
 
 
 class Pooled(Head):
@@ -161,6 +186,9 @@ class Classify(Pooled):
             losses = losses * objective.weights[labels]
         return losses.sum(), batch["n_rows"]
 
+    def soft_loss(self, logits: Tensor, batch: Batch, temperature: float) -> Tensor:
+        return temperature**2 * _from_teacher(logits / temperature, batch["soft_targets"] / temperature).sum()
+
     def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
         return _divergence(one, other).sum()
 
@@ -185,9 +213,12 @@ class Multilabel(Pooled):
             losses = losses * (1 - right).clamp_min(_NEVER_SURE) ** objective.focal_gamma
         return losses.sum(), torch.tensor(labels.numel())
 
+    def soft_loss(self, logits: Tensor, batch: Batch, temperature: float) -> Tensor:
+        both = (_yes_or_no(one / temperature) for one in (logits, batch["soft_targets"]))
+        return temperature**2 * _from_teacher(*both).sum()
+
     def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        both = [torch.stack([logits, torch.zeros_like(logits)], -1) for logits in (one, other)]
-        return _divergence(*both).sum()
+        return _divergence(_yes_or_no(one), _yes_or_no(other)).sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         return list(self.logits(model, batch).sigmoid().cpu().numpy())
@@ -206,11 +237,21 @@ class Regress(Pooled):
     def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
         labels = batch["labels"]
         known = ~labels.isnan()
-        if self.is_huber:
-            losses = 2 * functional.huber_loss(logits[known], labels[known], delta=_HUBER, reduction="sum")
-        else:
-            losses = (logits[known] - labels[known]).square().sum()
+        losses = self._distances(logits[known], labels[known]).sum()
         return losses + objective.ranking * _listwise(self.shares(logits), labels), known.sum()
+
+    def soft_targets(self, logits: Tensor) -> Tensor:
+        return self.shares(logits)
+
+    def soft_loss(self, logits: Tensor, batch: Batch, temperature: float) -> Tensor:
+        """Of the traits that have a label, so that it counts what the loss counts."""
+        known = ~batch["labels"].isnan()
+        return self._distances(self.shares(logits)[known], batch["soft_targets"][known]).sum()
+
+    def _distances(self, found: Tensor, wanted: Tensor) -> Tensor:
+        if self.is_huber:
+            return 2 * functional.huber_loss(found, wanted, delta=_HUBER, reduction="none")
+        return (found - wanted).square()
 
     def shares(self, logits: Tensor) -> Tensor:
         """Grades as shares of the scale, of shape (examples, traits)."""

@@ -175,7 +175,13 @@ def _without_paths(recipe: Recipe) -> Recipe:
             changed[name] = {key: Path(one.name) for key, one in value.items()}
         elif name == "name" and Path(value).is_dir():
             changed[name] = Path(value).name
-    return recipe.model_copy(update={"checkpoint": checkpoint, "data": data.model_copy(update=changed)})
+    training, teaching = recipe.training, recipe.training.distillation
+    if teaching is not None and not hub.is_id(teaching.teacher):
+        named = teaching.model_copy(update={"teacher": Path(teaching.teacher).resolve().name})
+        training = training.model_copy(update={"distillation": named})
+    return recipe.model_copy(
+        update={"checkpoint": checkpoint, "data": data.model_copy(update=changed), "training": training}
+    )
 
 
 def _nameless(values: dict[str, Any]) -> dict[str, Any]:

@@ -90,6 +90,10 @@ class Task(Component):
     def labels_of(self, rows: Rows) -> list[Any]:
         """The rows' targets as the head learns them, where it learns numbers. Raises DataError for one with a fault."""
 
+    def terms(self) -> dict[str, Any]:
+        """What its answers are given in; a student's are its teacher's."""
+        return {"labels": self.outputs()}
+
     def sentences_of(self, rows: Rows) -> list[list[str]]:
         """The sentences of each row's text."""
         from sentencex import segment
@@ -247,6 +251,16 @@ class Augmentation(Value):
         return self.changes_words or self.token_cutoff > 0
 
 
+class Distillation(Value):
+    """A student learns from a teacher too, which answers the unchanged text of each training row once (Hinton et al.
+    2015)."""
+
+    teacher: str = Field(min_length=1)  # a run or its artifact, here or owner/name on the Hub, of the same labels
+    temperature: float = Field(2.0, gt=0)  # of both softmaxes; the loss is scaled by its square
+    weight: float = Field(0.5, ge=0, le=1)  # of the teacher's targets; 1: no label is looked at
+    hidden: float = Field(0.0, ge=0)  # weight of the states after each block (Jiao et al. 2020); one tokenizer for both
+
+
 class Training(Value):
     """How fast the weights learn, for how long, under which loss, and what is kept on the way."""
 
@@ -275,6 +289,7 @@ class Training(Value):
     average_last: int = Field(1, ge=1)  # keep the mean of the weights at this many last evaluations
     ranking: float = Field(0.0, ge=0)  # weight of the order of a step's grades beside their size (Cao et al. 2007)
     augmentation: Augmentation = Augmentation()
+    distillation: Distillation | None = None
 
     max_grad_norm: float | None = Field(1.0, gt=0)  # null: no clipping
     precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware has it
@@ -351,7 +366,9 @@ class Recipe(Value):
             *parents, last = key.split(".")
             node = values
             for parent in parents:
-                node = node.setdefault(parent, {})
+                if node.get(parent) is None:
+                    node[parent] = {}
+                node = node[parent]
                 if not isinstance(node, dict):
                     raise RecipeError(f"{parent!r} holds no keys", key)
             value = _parse(text, key)

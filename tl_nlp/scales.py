@@ -55,6 +55,9 @@ class Scaled(Task):
             raise DataError(f"every grade in the training rows is {low:g}; name the scale with task.low and task.high")
         return self.model_copy(update={"low": low, "high": high})
 
+    def terms(self) -> dict[str, Any]:
+        return {"traits": list(self.traits), "low": self.low, "high": self.high, "scales": self.scales}
+
     def n_levels(self, low: float, high: float) -> int:
         """How many grades a scale has."""
         return round((high - low) / self.step) + 1

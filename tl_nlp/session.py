@@ -38,11 +38,18 @@ def alone(run: Run, accelerator: Accelerator) -> Iterator[None]:
         ) from None
 
 
-def note_start(run: Run, recipe: Recipe, rows: DatasetDict, checkpoint: Path, accelerator: Accelerator) -> None:
-    """Writes environment.json; `checkpoint` is the folder of the recipe's.
+def note_start(
+    run: Run,
+    recipe: Recipe,
+    rows: DatasetDict,
+    checkpoint: Path,
+    teacher: dict[str, str] | None,
+    accelerator: Accelerator,
+) -> None:
+    """Writes environment.json; `checkpoint` is the folder of the recipe's, `teacher` the sha256 of its teacher's files.
 
-    Raises RunError for a run that goes on with other data or another checkpoint; where it does on another machine, or
-    with other versions, it tells that last bits may differ.
+    Raises RunError for a run that goes on with other data, another checkpoint or another teacher; where it does on
+    another machine, or with other versions, it tells that last bits may differ.
     """
     known = {name: split["fingerprint"] for name, split in run.data().get("splits", {}).items()}
     found = {name: fingerprint(theirs) for name, theirs in rows.items()} if known else {}
@@ -61,13 +68,18 @@ def note_start(run: Run, recipe: Recipe, rows: DatasetDict, checkpoint: Path, ac
         "seeds": {"training": recipe.training.seed, "data": recipe.data.seed},
         "checkpoint": {path.name: file_hash(path) for path in sorted(checkpoint.glob("*.safetensors"))},
     }
+    pinned = {"checkpoint": recipe.checkpoint.name}
+    if teacher is not None and recipe.training.distillation is not None:
+        environment["teacher"] = teacher
+        pinned["teacher"] = recipe.training.distillation.teacher
     if run.is_begun:
         before = run.environment()
-        if before.get("checkpoint", environment["checkpoint"]) != environment["checkpoint"]:
-            raise RunError(
-                f"the weights of {recipe.checkpoint.name} are not those {run.folder} began with, so it cannot go on "
-                "exactly; put them back, or train anew from the recipe"
-            )
+        for key, name in pinned.items():
+            if before.get(key, environment[key]) != environment[key]:
+                raise RunError(
+                    f"the weights of {name} are not those {run.folder} began with, so it cannot go on exactly; put "
+                    "them back, or train anew from the recipe"
+                )
         if unlike := changes(before, environment):
             print(f"the last bits of weights may be others than without the stop: {'; '.join(unlike)}", file=sys.stderr)
     run.write_environment(environment)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from tl_nlp.batches import Encoded, collate, epoch_order, passes
 from tl_nlp.combinations import needs_whole_steps
+from tl_nlp.distillation import HiddenStates, States
 from tl_nlp.dropout import fast_dropout
 from tl_nlp.errors import HardwareError, NotFiniteError, RecipeError
 from tl_nlp.families import backbone, head_modules
@@ -45,7 +47,8 @@ class Taken:
 class Steps:
     """Takes one optimization step after another.
 
-    `examples(epoch)` gives the encoded rows of an epoch, of whose windows `lengths` are the tokens.
+    `examples(epoch)` gives the encoded rows of an epoch, of whose windows `lengths` are the tokens. To a `teacher` the
+    states of the model are held.
     """
 
     def __init__(
@@ -58,12 +61,14 @@ class Steps:
         lengths: list[list[int]],
         accelerator: Accelerator,
         pad_id: int,
+        teacher: HiddenStates | None = None,
     ):
         self.model, self.head, self.plan, self.pad_id = model, head, plan, pad_id
         self.examples, self.lengths, self.accelerator = examples, lengths, accelerator
         self.recipe, self.training, self.device = plan.recipe, plan.recipe.training, accelerator.device
         self.objective = objective.to(self.device)
-        self.weights = Weights.of(model, plan)
+        self.teacher = teacher
+        self.weights = Weights.of(model, plan, teacher.weights if teacher else {})
         self.optimizer = optimizer_of(self.weights, self.training)
         self.anchor = Anchor(self.weights, self.training)
         size = self.training.device_batch_size
@@ -119,7 +124,7 @@ class Steps:
         if learning != self._learning:
             freeze(self.model)
             for name, weight in self.weights.by_name.items():
-                weight.requires_grad_(name in learning)
+                weight.requires_grad_(name in learning or name in self.weights.beside)
             self._learning = learning
             self._n_learning = sum(weight.numel() for name, weight in self.weights.by_name.items() if name in learning)
         self.model.train()
@@ -192,13 +197,18 @@ class Steps:
         """The sum of the loss over what it counts in these rows, and that count."""
         epoch = step // self.plan.steps_per_epoch
         batch = collate(self.examples(epoch)[rows], self.pad_id, self.device)
-        with autocast(self.training.precision, self.device):
+        # of a backbone that stands still no state can come nearer to the teacher's
+        teacher = None if self.is_alone else self.teacher
+        watching: AbstractContextManager[list[States]] = teacher.watching(self.model) if teacher else nullcontext([])
+        with autocast(self.training.precision, self.device), watching as states:
             logits = self.head.logits(self.model, batch)
             loss, count = self._of_logits(logits, batch, step)
             if self.training.r_drop:
                 again = self.head.logits(self.model, batch)
                 loss = (loss + self._of_logits(again, batch, step)[0]) / 2
                 loss = loss + self.training.r_drop / 2 * self.head.divergence(logits, again, batch)
+            if teacher and self.training.distillation:
+                loss = loss + self.training.distillation.hidden * teacher.loss(states, batch)
         return loss, count
 
     def _of_logits(self, logits: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
@@ -208,14 +218,24 @@ class Steps:
         """
         alpha = self.training.augmentation.mixup
         if not alpha:
-            return self.head.loss(logits, batch, self.objective)
+            return self._of_targets(logits, batch)
         draw = np.random.default_rng(_mix(self.training.seed, step, "mixup"))
         share = float(draw.beta(alpha, alpha))
         partner = torch.as_tensor(draw.permutation(len(logits)), device=logits.device)
         mixed = share * logits + (1 - share) * logits[partner]
-        one, count = self.head.loss(mixed, batch, self.objective)
-        other, others = self.head.loss(mixed, {**batch, "labels": batch["labels"][partner]}, self.objective)
+        partners = {name: batch[name][partner] for name in _TARGETS if name in batch}
+        one, count = self._of_targets(mixed, batch)
+        other, others = self._of_targets(mixed, {**batch, **partners})
         return share * one + (1 - share) * other, share * count + (1 - share) * others
+
+    def _of_targets(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss of logits against labels, and against a teacher's answers where there are any."""
+        loss, count = self.head.loss(logits, batch, self.objective)
+        chosen = self.training.distillation
+        if chosen and "soft_targets" in batch:
+            soft = self.head.soft_loss(logits, batch, chosen.temperature)
+            loss = (1 - chosen.weight) * loss + chosen.weight * soft
+        return loss, count
 
     def _clip(self, count: float) -> float:
         """Makes gradients the mean over what all processes counted, pulls, then clips; returns their norm before."""
@@ -236,6 +256,9 @@ class Steps:
         if max_norm is not None and norm.isfinite() and norm > max_norm:
             torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).item())
         return float(norm)
+
+
+_TARGETS: tuple[str, ...] = ("labels", "soft_targets")
 
 
 def refuse_split_steps(training: Training, lengths: list[list[int]], size: int, n_processes: int) -> None:

@@ -23,6 +23,7 @@ from tl_nlp.baselines import Given, given
 from tl_nlp.batches import Encoded, window_lengths
 from tl_nlp.checking import check, label_counts, sampled
 from tl_nlp.cost import Costs, Estimate, measure
+from tl_nlp.distillation import HiddenStates
 from tl_nlp.errors import HardwareError, RecipeError
 from tl_nlp.evaluation import judged, read_predictions, references, score, write_predictions
 from tl_nlp.features import Frozen
@@ -42,6 +43,7 @@ from tl_nlp.schedule import Plan
 from tl_nlp.session import alone, note_start
 from tl_nlp.steps import Steps, refuse_split_steps
 from tl_nlp.tables import Rejects
+from tl_nlp.teacher import Teacher, with_soft_targets
 from tl_nlp.types import Metrics
 
 if TYPE_CHECKING:
@@ -78,7 +80,8 @@ def _train(run: Run, prepared: Prepared, accelerator: Accelerator, weights_only:
     """From rows that are ready to a finished run."""
     known = None
     if accelerator.is_main_process:
-        note_start(run, prepared.recipe, prepared.rows, prepared.folder, accelerator)
+        teacher = prepared.teacher.hashes() if prepared.teacher else None
+        note_start(run, prepared.recipe, prepared.rows, prepared.folder, teacher, accelerator)
         known = _look_at(run, prepared)
     accelerator.wait_for_everyone()
     started = time.perf_counter()
@@ -109,6 +112,7 @@ class Prepared:
     encoded: dict[str, Encoded]
     lengths: list[list[int]]  # tokens of the windows of the training rows
     objective: Objective
+    teacher: Teacher | None = None
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -127,7 +131,10 @@ def prepare(recipe: Recipe) -> Prepared:
     if folder.parent.name == "snapshots":  # the commit that the Hub had, so that later runs begin with the same
         checkpoint = checkpoint.model_copy(update={"revision": folder.name})
     resolved_recipe = recipe.model_copy(update={"task": task, "checkpoint": checkpoint})
-    return Prepared(resolved_recipe, folder, tokenizer, rows, rejects, encoded, lengths, objective)
+    teacher = Teacher(recipe.training.distillation) if recipe.training.distillation else None
+    if teacher is not None:
+        teacher.check(task, tokenizer, rows, encoded["train"])
+    return Prepared(resolved_recipe, folder, tokenizer, rows, rejects, encoded, lengths, objective, teacher)
 
 
 def checked(prepared: Prepared, n_tokens: int | None = None) -> tuple[list[Finding], Frozen | None]:
@@ -184,6 +191,7 @@ def steps_of(prepared: Prepared, accelerator: Accelerator) -> tuple[Steps, Predi
     recipe, lengths = prepared.recipe, prepared.lengths
     model = placed(load_model(recipe, prepared.folder), accelerator.device)
     predictor = Predictor(model, prepared.tokenizer, recipe.task, recipe.training.precision)
+    states = _taught(prepared, model, accelerator)
     steps = Steps(
         model,
         predictor.head,
@@ -193,11 +201,25 @@ def steps_of(prepared: Prepared, accelerator: Accelerator) -> tuple[Steps, Predi
         lengths,
         accelerator,
         predictor.pad_id,
+        states,
     )
     if recipe.training.device_batch_size == "auto":
         steps.device_batch_size = memory.largest_pass(steps)
         refuse_split_steps(recipe.training, lengths, steps.device_batch_size, accelerator.num_processes)
     return steps, predictor
+
+
+def _taught(prepared: Prepared, student: Any, accelerator: Accelerator) -> HiddenStates | None:
+    """Adds a teacher's answers to the training rows, where they are wanted and not there yet; what holds the student to
+    its states, where those are wanted."""
+    if prepared.teacher is None:
+        return None
+    choices, training = prepared.teacher.choices, prepared.recipe.training
+    teacher = prepared.teacher.load()
+    teacher.model = placed(teacher.model, accelerator.device)
+    if choices.weight and "soft_targets" not in prepared.encoded["train"].column_names:
+        prepared.encoded["train"] = with_soft_targets(prepared.encoded["train"], teacher, prepared.rows["train"])
+    return HiddenStates(teacher.model, student, training.precision, training.seed) if choices.hidden else None
 
 
 def _examples(prepared: Prepared, model: Any) -> Callable[[int], Encoded]:
@@ -276,7 +298,7 @@ def _look_at(run: Run, prepared: Prepared) -> Given:
 
 def _note_size(run: Run, steps: Steps) -> None:
     """Prints what the model takes and how much of it learns, and adds it to environment.json."""
-    size = memory.footprint(steps.model, steps.weights.by_name)
+    size = memory.footprint(steps.model, steps.weights.of_model)
     size["device_batch_size"] = steps.device_batch_size
     run.write_environment({**run.environment(), "model": size})
     recipe = steps.recipe
@@ -309,7 +331,8 @@ def watched_of(prepared: Prepared, steps: Steps, predictor: Predictor) -> Watche
     shown = {"train": prepared.encoded["train"], "validation": prepared.encoded["validation"].select(places)}
     means = features.reads_means(predictor.model, predictor.head)
     cached = bool(steps.epochs_alone) and not prepared.recipe.training.augmentation.changes_rows
-    cached = cached and features.is_cacheable(predictor.model, steps.weights.in_head, list(shown.values()), means)
+    in_head = steps.weights.in_head & steps.weights.of_model.keys()
+    cached = cached and features.is_cacheable(predictor.model, in_head, list(shown.values()), means)
     return Watched(task, places, shown, means, cached)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,17 +24,27 @@ class Weights:
     by_name: dict[str, torch.nn.Parameter]
     in_head: set[str]
     depths: dict[str, int]  # 0 for embeddings, the most for the head
+    beside: set[str] = field(default_factory=set)  # those that only the loss needs, and no artifact holds
 
     @classmethod
-    def of(cls, model: Any, plan: Plan) -> Weights:
+    def of(cls, model: Any, plan: Plan, beside: dict[str, torch.nn.Parameter]) -> Weights:
+        """Those of a model that a plan lets learn; `beside` it others learn at the head's rate."""
         floating = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
         head = head_modules(model)
         ever = plan.learning(list(floating), head, plan.steps - 1)
         by_name = {name: weight for name, weight in floating.items() if name in ever}
         every_depth = depths([name for name, _ in model.named_parameters()], head)
         return cls(
-            by_name, {name for name in by_name if in_head(name, head)}, {name: every_depth[name] for name in by_name}
+            {**by_name, **beside},
+            {name for name in by_name if in_head(name, head)} | beside.keys(),
+            {name: every_depth[name] for name in by_name},
+            set(beside),
         )
+
+    @property
+    def of_model(self) -> dict[str, torch.nn.Parameter]:
+        """Those that are the model's."""
+        return {name: weight for name, weight in self.by_name.items() if name not in self.beside}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         with torch.no_grad():
