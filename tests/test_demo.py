@@ -418,7 +418,7 @@ _WIDE = """width => [...document.querySelectorAll("body *")]
 @pytest.mark.parametrize(
     ("width", "dark"),
     [
-        pytest.param(PHONE, True, id="phone, dark"),
+        pytest.param(PHONE, True, id="phone, dark", marks=pytest.mark.slow),
         pytest.param(1100, False, id="desk, light"),
         pytest.param(PHONE, False, id="phone, light", marks=pytest.mark.slow),
         pytest.param(1100, True, id="desk, dark", marks=pytest.mark.slow),

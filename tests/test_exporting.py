@@ -96,7 +96,7 @@ def numbers(prediction: Any) -> list[float]:
     return list(prediction.scores.values()) if isinstance(prediction, Scores) else prediction.sentences
 
 
-QUICK = ("mean", "surface", "apart", "select")  # the others share their parts
+QUICK = ("mean", "apart", "select")  # the others share their parts
 
 
 @pytest.mark.parametrize("case", [pytest.param(one, marks=[pytest.mark.slow] * (one not in QUICK)) for one in CASES])

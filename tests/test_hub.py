@@ -519,6 +519,7 @@ def test_the_token_is_nowhere(world: dict[str, str], tiny_bert: Path, reviews: P
     assert WRITES not in refused.stderr
 
 
+@pytest.mark.slow
 def test_paths_of_this_machine_stay_here(world: dict[str, str], tiny_bert: Path, reviews: Path, tmp_path: Path) -> None:
     local = tiny_recipe(tiny_bert, reviews, method="lora", licence=OWN)
     made = python(

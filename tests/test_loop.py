@@ -183,3 +183,18 @@ def test_batches_group_lengths_and_keep_every_row() -> None:
         parts = list(passes(rows, lengths, 16))
         assert sorted(row for part in parts for row in part) == sorted(rows)
         assert all(sum(len(lengths[row]) for row in part) <= 16 for part in parts)
+
+
+@pytest.mark.parametrize("load_in", ["float32", "int8", "nf4"])
+def test_evaluations_change_nothing_of_what_is_learned(load_in: str, tiny_bert: Path, reviews: Path) -> None:
+    if load_in != "float32":
+        pytest.importorskip("bitsandbytes")
+    recipe = tiny_recipe(tiny_bert, reviews, method="lora").override(
+        f"checkpoint.load_in={load_in}", "training.epochs=2", "training.lr=1e-2"
+    )
+    told = []
+    for every in (2, 0.5):
+        lines = train(recipe.override(f"training.eval_every={every}")).history()
+        told.append([line["values"] for line in lines if line["split"] == "train"])
+        assert sum(line["split"] == "validation" for line in lines) == 2 / every
+    assert told[0] == told[1]

@@ -83,7 +83,7 @@ def essays_told_by_commas(folder: Path) -> Path:
     return write_jsonl(folder / "commas.jsonl", rows)
 
 
-@pytest.mark.parametrize("method", ["head", "lora", "ia3"])
+@pytest.mark.parametrize("method", ["lora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("head", "ia3"))])
 def test_joined_counts_are_learned_each_group_in_its_own_way(tiny_bert: Path, tmp_path: Path, method: str) -> None:
     """Commas raise grades in one group and lower them in the other."""
     recipe = tiny_recipe(tiny_bert, essays_told_by_commas(tmp_path), "grading").override(

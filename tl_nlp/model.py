@@ -142,6 +142,9 @@ def load_model(recipe: Recipe, folder: Path) -> Any:
 
     torch.manual_seed(recipe.training.seed)
     model = load_base(recipe, folder)
+    for module in model.modules():
+        if hasattr(module, _PACKS):
+            setattr(module, _PACKS, False)
     if recipe.training.reinit_blocks:
         for block in blocks([name for name, _ in model.named_parameters()])[-recipe.training.reinit_blocks :]:
             model.get_submodule(block).apply(_drawn_anew(model))
@@ -150,6 +153,10 @@ def load_model(recipe: Recipe, folder: Path) -> Any:
         plain = without_peft(model)
         plain.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return model
+
+
+_PACKS = "support_avx512bf16_for_cpu"
+"""Where it is true bitsandbytes lays 4-bit weights out anew in an evaluation, and then no gradient passes them."""
 
 
 def _drawn_anew(model: Any) -> Callable[[Any], None]:
