@@ -16,7 +16,11 @@ TEXTS = ["the film was good . it is fine .", "a dull plot , and more"]
 
 
 def logits(model: Any, tokenizer: Any) -> list[float]:
-    """Of two texts; of a model that writes, those of the first text's tokens after the second."""
+    """Of two texts; of a model that writes, those of the first text's tokens after the second. With 4-bit weights as
+    they are trained with, and not as bitsandbytes lays them out to infer, where products are rounded otherwise."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     batch = tokenizer(TEXTS, return_tensors="pt", padding=True)
     if model.config.is_encoder_decoder:
         batch["labels"] = batch["input_ids"].flip(0)

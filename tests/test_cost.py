@@ -152,7 +152,7 @@ def test_a_budget_lowers_the_epochs_and_the_run_shows_it(
     recipe = tiny_recipe(tiny_bert, reviews).override(
         "training.epochs=20000", "training.patience=1", "training.lr=1e-9"
     )
-    answer = command("train", recipe_file(recipe, tmp_path), "--budget", "12s")
+    answer = command("train", recipe_file(recipe, tmp_path), "--budget", "1m")
     assert answer.status == 0, answer.err
     kept = Run.open(answer.out.splitlines()[-1]).recipe()
     assert 1 <= kept.training.epochs < 20000
