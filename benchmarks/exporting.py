@@ -32,8 +32,9 @@ N_REQUESTS = 100
 def main() -> None:
     logging.disable_progress_bar()
     folder = Path(tempfile.mkdtemp(prefix="tl_nlp-exporting-"))
-    run = Run.open(sys.argv[1]) if len(sys.argv) > 1 else trained(folder)
-    n_rows = int(sys.argv[2]) if len(sys.argv) > 2 else 10_000
+    runs = [word for word in sys.argv[1:] if not word.isdecimal()]
+    run = Run.open(runs[0]) if runs else trained(folder)
+    n_rows = int(next((word for word in sys.argv[1:] if word.isdecimal()), 10_000))
     peer = pipeline("text-classification", model=str(run.artifact), device="cpu", dtype="float32")
     predictors = {"torch (tl_nlp)": Predictor.load(run)}
     for name, quantize in (("onnx float32", None), ("onnx int8", "int8")):
