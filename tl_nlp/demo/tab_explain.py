@@ -41,8 +41,8 @@ def add_explain(service: Service, served: Served, tried: Inputs, tab: gr.Tab) ->
             alike = gr.Button("Which training texts are most like it?")
         with gr.Column():
             shown = gr.HTML(_NOTHING, padding=False)
-    # in the browser: an answer of the server might come after something was typed
-    tab.select(None, tried.text, text, js="(tried) => tried", api_visibility="private")
+    # in the browser: an answer of the server might come after something was typed, and what was typed stays
+    tab.select(None, [tried.text, text], text, js="(tried, own) => tried || own", api_visibility="private")
 
     # what was tried last is explained where nothing else is typed
     def explained(text: str, tried: str, pair: str, group: str, method: str, target: str) -> str:
