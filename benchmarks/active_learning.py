@@ -27,8 +27,8 @@ from tl_nlp.features import Frozen
 from tl_nlp.hardware import best_device
 from tl_nlp.labelling import STRATEGIES, Labelling, order, retrain_recipe
 from tl_nlp.model import load_base, placed
+from tl_nlp.preparation import prepare
 from tl_nlp.statistics import percentiles
-from tl_nlp.training import prepare
 
 SENTIMENT = load_recipe(Path(__file__).parent.parent / "recipes" / "sentiment.py")
 ROUND, MOST = 50, 800  # labels

@@ -19,7 +19,7 @@ from tl_nlp.data.files import Files
 from tl_nlp.doubts import doubtful_grades, doubtful_labels
 from tl_nlp.findings import Finding
 from tl_nlp.personal import masked, personal_data
-from tl_nlp.tables import Rejects
+from tl_nlp.rejects import Rejects
 from tl_nlp.tasks.classification import Classification
 from tl_nlp.tasks.multilabel import Multilabel
 from tl_nlp.tasks.summarization import Summarization

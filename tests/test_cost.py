@@ -15,9 +15,10 @@ from tl_nlp.budget import FEWEST, Outlook, within
 from tl_nlp.cost import Costs, Estimate, spoken
 from tl_nlp.errors import RecipeError
 from tl_nlp.loop import fit
+from tl_nlp.preparation import prepare
 from tl_nlp.schedule import Plan
 from tl_nlp.steps import Steps
-from tl_nlp.training import costs_of, prepare, steps_of, watched_of
+from tl_nlp.training import costs_of, steps_of, watched_of
 
 
 def made(recipe: Recipe) -> tuple[Steps, Callable[[], Costs]]:

@@ -21,9 +21,10 @@ from tl_nlp.data.files import Files
 from tl_nlp.errors import RunError
 from tl_nlp.heads import HEADS
 from tl_nlp.objective import Objective
+from tl_nlp.preparation import prepare
 from tl_nlp.publication import _without_paths
 from tl_nlp.steps import Steps
-from tl_nlp.training import prepare, steps_of
+from tl_nlp.training import steps_of
 
 
 @pytest.fixture(scope="module")

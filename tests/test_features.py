@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from tl_nlp import features, train
 from tl_nlp.batches import window_lengths
 from tl_nlp.model import load_model
+from tl_nlp.preparation import _encode
 from tl_nlp.pretrained import load_tokenizer
-from tl_nlp.training import _encode
 
 
 @pytest.mark.parametrize("task", ["classification", "highlights"])

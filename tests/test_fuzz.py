@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from tl_nlp import Predictor, Recipe, Run, Training, train
 from tl_nlp.errors import TLError
+from tl_nlp.rejects import Rejects
 from tl_nlp.run import all_runs, differences
-from tl_nlp.tables import MAX_CHARACTERS, Rejects, read_table
+from tl_nlp.tables import MAX_CHARACTERS, read_table
 
 BOUNDED = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -22,10 +22,11 @@ from tl_nlp.heads import HEADS
 from tl_nlp.metrics import Measured
 from tl_nlp.model import load_model
 from tl_nlp.objective import Objective
+from tl_nlp.preparation import _encode, prepare
 from tl_nlp.pretrained import load_tokenizer
 from tl_nlp.recipe import Augmentation, Training
 from tl_nlp.steps import Steps, _mix
-from tl_nlp.training import _encode, prepare, steps_of
+from tl_nlp.training import steps_of
 
 
 def drawn_logits(*shape: int) -> torch.Tensor:

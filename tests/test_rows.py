@@ -11,8 +11,8 @@ from datasets import Dataset
 from tl_nlp.data.files import Files
 from tl_nlp.duplicates import groups
 from tl_nlp.errors import DataError
+from tl_nlp.rejects import Rejects
 from tl_nlp.rows import hashes, resolved
-from tl_nlp.tables import Rejects
 
 
 def write(tmp_path: Path, rows: list[dict]) -> Path:

@@ -8,7 +8,8 @@ import pyarrow.parquet
 import pytest
 
 from tl_nlp.errors import DataError
-from tl_nlp.tables import NUMBER, Rejects, read_table
+from tl_nlp.rejects import Rejects
+from tl_nlp.tables import NUMBER, read_table
 from tl_nlp.writing import write_rows
 
 

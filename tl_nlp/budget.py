@@ -14,9 +14,10 @@ from tl_nlp.baselines import MAX_FROZEN
 from tl_nlp.batches import window_lengths
 from tl_nlp.cost import Costs, padded, spoken
 from tl_nlp.errors import RecipeError
+from tl_nlp.preparation import Prepared, prepare
 from tl_nlp.recipe import Recipe, Training
 from tl_nlp.schedule import Plan
-from tl_nlp.training import Prepared, costs_of, prepare, steps_of, watched_of
+from tl_nlp.training import costs_of, steps_of, watched_of
 
 FEWEST = 100  # training rows that are worth a training
 _MARGIN = 0.9  # of the time, which the estimate may take

@@ -20,9 +20,9 @@ from tl_nlp.doubts import doubtful_grades, doubtful_labels, first_of
 from tl_nlp.duplicates import plain
 from tl_nlp.findings import Finding, Severity
 from tl_nlp.personal import personal_data
+from tl_nlp.rejects import Reject
 from tl_nlp.rows import columns_of
 from tl_nlp.splits import twins_of
-from tl_nlp.tables import Reject
 from tl_nlp.types import COLUMNS, KEEP_TOGETHER, TWINS
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ from tl_nlp.errors import DataError, RunError
 from tl_nlp.hub import local
 from tl_nlp.metrics import Measured
 from tl_nlp.prediction import Predictor
+from tl_nlp.rejects import Rejects
 from tl_nlp.rows import all_references, clusters, columns_of, fingerprint, hashes, resolved, select
 from tl_nlp.run import Run, artifact_folder, data_of, read_recipe
 from tl_nlp.statistics import Difference, difference, intervals
-from tl_nlp.tables import Rejects, read_table
+from tl_nlp.tables import read_table
 from tl_nlp.types import COLUMNS, KEEP_TOGETHER, Label, Labels, Prediction, Scores, Text
 
 if TYPE_CHECKING:

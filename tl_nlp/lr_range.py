@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from tl_nlp.charts import Curve
 from tl_nlp.errors import RunError
+from tl_nlp.preparation import Prepared, prepare
 from tl_nlp.recipe import Recipe
 from tl_nlp.schedule import Rates
-from tl_nlp.training import Prepared, prepare, steps_of
+from tl_nlp.training import steps_of
 
 N_STEPS = 80
 LOWEST, HIGHEST = 1e-6, 1.0

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from datasets import DatasetDict
 
-    from tl_nlp.tables import Rejects
+    from tl_nlp.rejects import Rejects
 
     Rows = dict[str, list[Any]]  # column name to values, all of one length
 

@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 
 from tl_nlp import duplicates
 from tl_nlp.errors import DataError
+from tl_nlp.rejects import Reject, Rejects
 from tl_nlp.splits import apart, fold, split_missing, with_twins
-from tl_nlp.tables import MAX_CHARACTERS, NUMBER, Reject, Rejects, as_text
+from tl_nlp.tables import MAX_CHARACTERS, NUMBER, as_text
 from tl_nlp.types import COLUMNS, KEEP_TOGETHER, TWINS
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from tl_nlp import duplicates
 from tl_nlp.errors import DataError
-from tl_nlp.tables import NUMBER, Reject, Rejects
+from tl_nlp.rejects import Reject, Rejects
+from tl_nlp.tables import NUMBER
 from tl_nlp.types import KEEP_TOGETHER, TWINS
 
 if TYPE_CHECKING:

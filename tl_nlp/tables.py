@@ -11,10 +11,9 @@ import gzip
 import json
 import tempfile
 import zlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -26,6 +25,7 @@ import pyarrow.json
 import pyarrow.parquet
 
 from tl_nlp.errors import DataError
+from tl_nlp.rejects import Reject, Rejects
 
 MAX_BYTES = 20 * 10**9  # of a file, unpacked
 MAX_ROWS = 50_000_000
@@ -39,43 +39,6 @@ _MAX_UNCLOSED = 100  # quotes that do not close, after which a file is no csv
 NUMBER = "number in the file"
 """The column that `read_table` adds where it is asked to: the line of each row in its file, or its place in a parquet
 file, from 1."""
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A row that is left out: of which file or split, its line or row there, why, and what it holds.
-
-    It is no fault of a row that another split has it too.
-    """
-
-    source: str
-    place: str
-    reason: str
-    content: str = ""
-    is_fault: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.source}, {self.place}: {self.reason}"
-
-
-class Rejects(list[Reject]):
-    """The rows that are left out of a data set. `n_rows` counts the rows of each source; `source_of` names each
-    split's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.n_rows: Counter[str] = Counter()
-        self.source_of: dict[str, str] = {}
-
-    def refuse_many(self, most: float) -> None:
-        """Raises DataError for a source of whose rows more than the share `most` are at fault."""
-        for source, n_rows in self.n_rows.items():
-            found = [one for one in self if one.source == source and one.is_fault]
-            if len(found) > most * n_rows:
-                told = f" ({len(found)} of {n_rows} rows are rejected)" if len(found) > 1 else ""
-                raise DataError(
-                    f"{found[0]}{told}; at most {100 * most:g} % may be: mend them, or raise data.max_rejects"
-                )
 
 
 def read_table(path: Path, rejects: Rejects | None = None, *, numbered: bool = False) -> pa.Table:

@@ -8,46 +8,39 @@ from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from tl_nlp import augmentation, baselines, features, memory
-from tl_nlp.artifact import locate, save_artifact
-from tl_nlp.baselines import Given, given
+from tl_nlp.artifact import save_artifact
+from tl_nlp.baselines import Given
 from tl_nlp.batches import Encoded, window_lengths
-from tl_nlp.checking import check, label_counts, sampled
+from tl_nlp.checking import label_counts, sampled
 from tl_nlp.cost import Costs, Estimate, measure
 from tl_nlp.distillation import HiddenStates
 from tl_nlp.errors import HardwareError, RecipeError
 from tl_nlp.evaluation import judged, read_predictions, references, score, write_predictions
-from tl_nlp.features import Frozen
-from tl_nlp.findings import Finding
-from tl_nlp.hardware import best_device, peak_rss_mb
+from tl_nlp.hardware import peak_rss_mb
 from tl_nlp.loop import Progress, fit
-from tl_nlp.model import check as check_model
-from tl_nlp.model import load_base, load_model, placed
-from tl_nlp.objective import Objective
+from tl_nlp.model import load_model, placed
 from tl_nlp.prediction import Predictor
-from tl_nlp.pretrained import load_tokenizer
+from tl_nlp.preparation import Prepared, checked, given_by, prepare
 from tl_nlp.recipe import Recipe, Task
 from tl_nlp.reporting import write_report
-from tl_nlp.rows import fingerprint, hashes, resolved
+from tl_nlp.rows import fingerprint, hashes
 from tl_nlp.run import Run
 from tl_nlp.schedule import Plan
 from tl_nlp.session import alone, note_start
 from tl_nlp.steps import Steps, refuse_split_steps
-from tl_nlp.tables import Rejects
-from tl_nlp.teacher import Teacher, with_soft_targets
+from tl_nlp.teacher import with_soft_targets
 from tl_nlp.types import Metrics
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    pass
 
 
 def train_one(recipe: Recipe | Run, *, root: Path | None = None, weights_only: bool = False) -> Run:
@@ -98,92 +91,6 @@ def _train(run: Run, prepared: Prepared, accelerator: Accelerator, weights_only:
         _finish(run, prepared, known, progress, estimate, started)
         write_report(run)
     accelerator.wait_for_everyone()
-
-
-@dataclass
-class Prepared:
-    """A recipe with its labels resolved, and all that comes before the weights: rows read, encoded, and checked."""
-
-    recipe: Recipe
-    folder: Path  # of the checkpoint
-    tokenizer: Any
-    rows: DatasetDict
-    rejects: Rejects
-    encoded: dict[str, Encoded]
-    lengths: list[list[int]]  # tokens of the windows of the training rows
-    objective: Objective
-    teacher: Teacher | None = None
-
-
-def prepare(recipe: Recipe) -> Prepared:
-    """Everything of a training that needs no weights, so that most faults are told before they are loaded."""
-    described = locate(recipe.checkpoint, with_weights=False)
-    tokenizer = load_tokenizer(described)
-    check_model(recipe, described, tokenizer)
-    folder = locate(recipe.checkpoint)
-    rejects = Rejects()
-    task, rows = resolved(recipe, rejects)
-    # tests too, so that a target that does not fit is told before the training and not after it
-    encoded = {split: _encode(rows[split], task, tokenizer, split) for split in rows}
-    objective = Objective.of(recipe.training, task.outputs(), encoded["train"])
-    lengths = window_lengths(encoded["train"])
-    checkpoint = recipe.checkpoint
-    if folder.parent.name == "snapshots":  # the commit that the Hub had, so that later runs begin with the same
-        checkpoint = checkpoint.model_copy(update={"revision": folder.name})
-    resolved_recipe = recipe.model_copy(update={"task": task, "checkpoint": checkpoint})
-    teacher = Teacher(recipe.training.distillation) if recipe.training.distillation else None
-    if teacher is not None:
-        teacher.check(task, tokenizer, rows, encoded["train"])
-    return Prepared(resolved_recipe, folder, tokenizer, rows, rejects, encoded, lengths, objective, teacher)
-
-
-def checked(prepared: Prepared, n_tokens: int | None = None) -> tuple[list[Finding], Frozen | None]:
-    """What the data check finds; and the checkpoint's own features, of which it has looked at a sample's: whole, which
-    baselines want too, or at `n_tokens` of them at most."""
-    recipe, rows = prepared.recipe, prepared.rows
-    frozen = states = None
-    if recipe.task.head in ("classify", "multilabel", "regress"):
-        model = placed(load_base(recipe, prepared.folder), best_device())
-        pad_id = prepared.tokenizer.pad_token_id or 0
-        frozen = Frozen(model, prepared.encoded, pad_id, recipe.training.precision)
-        places = sampled(len(rows["train"]))
-        states = frozen.of("train", places) if n_tokens is None else frozen.glance("train", places, n_tokens)
-    tokens = {}
-    for split, encoded in prepared.encoded.items():
-        cut = np.asarray(encoded["cut"][:])
-        tokens[split] = np.asarray([sum(windows) for windows in window_lengths(encoded)]) + cut, cut
-    return check(rows, recipe.task, prepared.rejects, tokens, states), frozen
-
-
-def _given(prepared: Prepared, frozen: Frozen | None) -> Given:
-    """What baselines are made from; frozen features of each row that they learn from or answer."""
-    rows, n_rows = prepared.rows, len(prepared.rows["train"])
-    learned, encoded = sampled(n_rows, baselines.MAX_ROWS), sampled(n_rows, baselines.MAX_FROZEN)
-    states = {}
-    if prepared.recipe.task.head == "select":
-        encoded = learned
-        states = _sentence_states(
-            prepared, {name: r.select(learned) if name == "train" else r for name, r in rows.items()}
-        )
-    elif frozen is not None:
-        for split, theirs in rows.items():
-            states[split] = frozen.of(split, encoded if split == "train" else np.arange(len(theirs)))
-    return given(prepared.recipe.task, rows, states, learned, encoded)
-
-
-def _sentence_states(prepared: Prepared, splits: dict[str, Dataset]) -> dict[str, np.ndarray]:
-    """The checkpoint's own features of every sentence of every split, of shape (sentences, hidden). Each different
-    sentence is read once and by itself, so that papers with three aspects cost no more than one."""
-    recipe, task = prepared.recipe, prepared.recipe.task
-    sentences = {split: list(chain(*task.sentences_of(references(task, rows)))) for split, rows in splits.items()}
-    place_of = {sentence: place for place, sentence in enumerate(dict.fromkeys(chain(*sentences.values())))}
-    options = {"truncation": True, "max_length": task.max_length, "return_attention_mask": False}
-    ids = prepared.tokenizer(list(place_of), **options)["input_ids"]
-    model = placed(load_base(recipe, prepared.folder), best_device())
-    pad_id, precision = prepared.tokenizer.pad_token_id or 0, recipe.training.precision
-    encoded = datasets.Dataset.from_dict({"input_ids": [[window] for window in ids]})
-    states = features.embeddings(model, encoded, pad_id, precision, "features of sentences")
-    return {split: states[[place_of[sentence] for sentence in theirs]] for split, theirs in sentences.items()}
 
 
 def steps_of(prepared: Prepared, accelerator: Accelerator) -> tuple[Steps, Predictor]:
@@ -253,19 +160,6 @@ def create_run(recipe: Recipe, root: Path | None, accelerator: Accelerator) -> R
     return Run(Path(broadcast_object_list(made)[0]))
 
 
-def _encode(rows: Dataset, task: Any, tokenizer: Any, split: str) -> Dataset:
-    """Token ids and labels. Kept in memory and never taken from a cache, which would not see an edited `encode`."""
-    return rows.map(
-        lambda batch: task.encode(batch, tokenizer),
-        batched=True,
-        remove_columns=rows.column_names,
-        load_from_cache_file=False,
-        keep_in_memory=True,
-        new_fingerprint=split,
-        desc=f"tokenizing {split}",
-    )
-
-
 def _look_at(run: Run, prepared: Prepared) -> Given:
     """Checks the data: writes data.json and what goes with it, tells what is wrong; returns what baselines need."""
     started = time.perf_counter()
@@ -293,7 +187,7 @@ def _look_at(run: Run, prepared: Prepared) -> Given:
     for finding in findings:
         if finding.severity != "note" or finding.name == "cut":
             print(finding, file=sys.stderr)
-    return _given(prepared, frozen)
+    return given_by(prepared, frozen)
 
 
 def _note_size(run: Run, steps: Steps) -> None:

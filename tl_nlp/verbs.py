@@ -125,7 +125,7 @@ def check(arguments: argparse.Namespace) -> None:
 
     from tl_nlp.checking import GLANCE, label_counts
     from tl_nlp.cleaning import write_cleaned
-    from tl_nlp.training import checked, prepare
+    from tl_nlp.preparation import checked, prepare
 
     prepared = prepare(recipe)
     findings, _ = checked(prepared, GLANCE)

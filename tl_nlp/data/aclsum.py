@@ -24,8 +24,8 @@ class Aclsum(Data):
 
         import pyarrow as pa
 
+        from tl_nlp.rejects import Rejects
         from tl_nlp.rows import prepare
-        from tl_nlp.tables import Rejects
 
         folder = package_folder("aclsum", DataError) / "dataset"
         tables = {}

@@ -36,8 +36,9 @@ class Files(Data):
         return path
 
     def load(self, rejects: Any = None) -> Any:
+        from tl_nlp.rejects import Rejects
         from tl_nlp.rows import prepare
-        from tl_nlp.tables import Rejects, read_table
+        from tl_nlp.tables import read_table
 
         rejects = Rejects() if rejects is None else rejects
         paths = {"train": self.path or self.train, "validation": self.validation, "test": self.test, **self.tests}

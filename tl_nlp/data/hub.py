@@ -25,8 +25,8 @@ class Hub(Data):
     def load(self, rejects: Any = None) -> Any:
         import datasets
 
+        from tl_nlp.rejects import Rejects
         from tl_nlp.rows import prepare
-        from tl_nlp.tables import Rejects
 
         wanted = {"train": self.train, "validation": self.validation, "test": self.test, **self.tests}
         tables = {}

@@ -22,10 +22,11 @@ from tl_nlp.hub import is_id
 from tl_nlp.jobs import Jobs, Progress
 from tl_nlp.planning import Choice, methods_for, recipe_for
 from tl_nlp.recipe import Recipe
+from tl_nlp.rejects import Rejects
 from tl_nlp.rows import resolved
 from tl_nlp.run import Run, all_runs
 from tl_nlp.serving import Service
-from tl_nlp.tables import READERS, Rejects, read_table
+from tl_nlp.tables import READERS, read_table
 
 _EVERY = 2.0  # seconds between two looks at a training
 _SHOWN = 5  # rows of a preview
