@@ -104,7 +104,7 @@ class Predictor:
         with bar:
             for start in range(0, len(rows), _CHUNK):
                 chunk = rows.select(range(start, min(start + _CHUNK, len(rows))))
-                predictions += self._predict(columns_of(chunk, self._names), bar)
+                predictions += self._predict(columns_of(chunk, _names(self.task)), bar)
         return predictions
 
     def predict_table(self, table: pa.Table) -> list[dict[str, Any]]:
@@ -117,34 +117,15 @@ class Predictor:
 
         Raises DataError where a table comes that has an empty text or no column of texts.
         """
+        if self.recipe is None:
+            raise RunError("only a predictor loaded from a run knows the recipe's column names")
         tokenizer = copy.deepcopy(self.tokenizer)  # one cannot encode while another thread decodes with it
-        encoded = ((values, self._encoded(values, tokenizer)) for values in self.rows_of(tables))
+        encoded = ((values, self._encoded(values, tokenizer)) for values in rows_of(tables, self.recipe))
         bar = tqdm(total=n_rows, desc="predicting", unit="row", file=sys.stderr, disable=n_rows < _BAR_FROM)
         with bar:
             for values, columns in _ahead(encoded):
                 predictions = self.task.decode(self.infer(columns, bar), values, self.tokenizer)
                 yield [as_json(answer, row) for row, answer in zip(values["id"], predictions, strict=True)]
-
-    def rows_of(self, tables: Iterable[pa.Table]) -> Iterator[dict[str, list[Any]]]:
-        """The columns of raw tables that are predicted from, under our names; without ids rows are numbered from 0.
-
-        Raises DataError for an empty text and where there is no column of texts.
-        """
-        if self.recipe is None:
-            raise RunError("only a predictor loaded from a run knows the recipe's column names")
-        n_before = 0
-        for table in tables:
-            rows = select(table, self.recipe.data, self.task.columns, n_before)
-            n_before += len(table)
-            values = columns_of(rows, self._names)
-            _refuse_empty(values)
-            if values["text"]:
-                yield values
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        """The columns that are read."""
-        return tuple(name for name in (*COLUMNS, *self.task.columns) if name != "target")
 
     def _predict(self, values: dict[str, list[Any]], bar: Any = None) -> list[Prediction]:
         _refuse_empty(values)
@@ -199,6 +180,26 @@ class Predictor:
         """Raises RunError where the model is an export, which answers and does nothing else."""
         if isinstance(self.model, Exported):
             raise RunError(f"an export gives answers and has no {what}; name the run that it was made from")
+
+
+def rows_of(tables: Iterable[pa.Table], recipe: Recipe) -> Iterator[dict[str, list[Any]]]:
+    """The columns of raw tables that are predicted from, under our names; without ids rows are numbered from 0.
+
+    Raises DataError for an empty text and where there is no column of texts.
+    """
+    n_before = 0
+    for table in tables:
+        rows = select(table, recipe.data, recipe.task.columns, n_before)
+        n_before += len(table)
+        values = columns_of(rows, _names(recipe.task))
+        _refuse_empty(values)
+        if values["text"]:
+            yield values
+
+
+def _names(task: Task) -> tuple[str, ...]:
+    """The columns that are read."""
+    return tuple(name for name in (*COLUMNS, *task.columns) if name != "target")
 
 
 def _refuse_empty(values: dict[str, list[Any]]) -> None:

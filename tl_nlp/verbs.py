@@ -19,7 +19,7 @@ from tl_nlp.components import kinds
 from tl_nlp.errors import RecipeError, RunError, TLError
 from tl_nlp.hub import local
 from tl_nlp.recipe import Recipe, load_recipe, recipe_files
-from tl_nlp.run import Run, all_runs, artifact_folder, newest_runs
+from tl_nlp.run import Run, all_runs, artifact_folder, newest_runs, read_recipe
 
 
 def list_all(arguments: argparse.Namespace) -> None:
@@ -244,15 +244,15 @@ def predict(arguments: argparse.Namespace) -> None:
     texts = arguments.texts or ([] if arguments.input or sys.stdin.isatty() else _lines_of_stdin())
     if not texts and arguments.input is None:
         raise RecipeError("no texts: give them as arguments, as lines of stdin, or as a file with --input")
-    from tl_nlp.prediction import Predictor
+    from tl_nlp.prediction import Predictor, rows_of
     from tl_nlp.tables import read_pieces
 
     answers: Iterable[list[dict[str, Any]]]
     if arguments.input is not None:
-        next(read_pieces(arguments.input, _PIECE))  # what is no file of rows is told before the model is loaded
+        # a fault in the last row is told before a model is loaded
+        found = rows_of(read_pieces(arguments.input, _PIECE), read_recipe(artifact_folder(folder)))
+        n_rows = sum(len(values["id"]) for values in found)
         predictor = Predictor.load(folder)
-        # a fault in the last row is told before the first is answered
-        n_rows = sum(len(values["id"]) for values in predictor.rows_of(read_pieces(arguments.input, _PIECE)))
         answers = predictor.stream(read_pieces(arguments.input, _PIECE), n_rows)
     else:
         predictor = Predictor.load(folder)
