@@ -46,8 +46,9 @@ def within(recipe: Recipe, seconds: float) -> Recipe:
     whole = outlook.seconds(recipe, outlook.n_rows)
     if whole <= _MARGIN * left():
         return _told(recipe, [], whole, whole, seconds, accelerator)
-    fewer = _fewer_epochs(recipe, outlook, _MARGIN * left())
-    if fewer is not None and (needs := outlook.seconds(fewer, outlook.n_rows)) <= _MARGIN * left():
+    limit = _MARGIN * left()  # once: what just fits must not be too long for the time that finding it took
+    fewer = _fewer_epochs(recipe, outlook, limit)
+    if fewer is not None and (needs := outlook.seconds(fewer, outlook.n_rows)) <= limit:
         return _told(fewer, [f"training.epochs={fewer.training.epochs:g}"], needs, whole, seconds, accelerator)
     least, changes = fewer or recipe, [f"training.epochs={fewer.training.epochs:g}"] if fewer else []
     on_head = _head_alone(recipe)
