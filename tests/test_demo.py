@@ -209,8 +209,8 @@ def test_the_words_that_moved_an_answer(page) -> None:
 
     ask(page, "labels", "the film was lovely and some actors")
     panel = go(page, "labels", "Explain")
-    expect(panel.get_by_label("Text", exact=True)).to_have_value("the film was lovely and some actors")
     panel.get_by_role("button", name="Explain", exact=True).click()
+    expect(panel).to_contain_text("the film was lovely and some actors")
     expect(panel).to_contain_text("How far to trust it: Without the")
     darkest = panel.locator("mark[title]").evaluate_all(
         "marks => marks.sort((a, b) => Math.abs(b.title) - Math.abs(a.title))[0].textContent"
@@ -225,8 +225,11 @@ def test_the_sentences_that_moved_a_grade(page) -> None:
     from playwright.sync_api import expect
 
     panel = go(page, "grades", "Explain")
-    panel.get_by_label("Text", exact=True).fill("The film was lovely. The plot is some more.")
+    text = "The film was lovely. The plot is some more."
+    panel.get_by_label("Text", exact=True).fill(text)
     panel.get_by_role("button", name="Explain", exact=True).click()
+    expect(panel.locator("mark.tl-up").first).to_be_visible()
+    expect(panel.get_by_label("Text", exact=True)).to_have_value(text)
     panel.get_by_text("By sentences").click()
     expect(panel.get_by_role("row", name=re.compile(r"^\+\d\.\d\d The film was lovely"))).to_be_visible()
 

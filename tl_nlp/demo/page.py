@@ -57,8 +57,8 @@ def _add_run(service: Service, served: Served) -> None:
         if served.recipe.task.head != "select" and not is_export(served.folder):
             from tl_nlp.demo.tab_explain import add_explain
 
-            with gr.Tab("Explain") as explain:
-                add_explain(service, served, tried, explain)
+            with gr.Tab("Explain"):
+                add_explain(service, served, tried)
         with gr.Tab("A file"):
             add_file(service, served)
         with gr.Tab("Report") as report:

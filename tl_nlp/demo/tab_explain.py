@@ -26,12 +26,17 @@ _MOST_ROWS = 5_000  # of training, that are looked through for those alike
 _BY = {"integrated_gradients": "integrated gradients", "occlusion": "occlusion: each word hidden in turn"}
 
 
-def add_explain(service: Service, served: Served, tried: Inputs, tab: gr.Tab) -> None:
+def add_explain(service: Service, served: Served, tried: Inputs) -> None:
+    """The text tried last is explained where none is typed. It is not written into this tab when that is opened: the
+    browser opens a tab again whenever it lays its tabs out, and what was typed since would be gone."""
     outputs = served.recipe.task.outputs() if served.recipe.task.head in ("classify", "multilabel") else []
     traits = list(getattr(served.recipe.task, "traits", ()))
     with gr.Row():
         with gr.Column():
-            text = gr.Textbox(label="Text", lines=5, max_lines=14, max_length=MAX_CHARACTERS)
+            text = gr.Textbox(
+                label="Text", placeholder="Empty: the text that you tried last.", lines=5, max_lines=14,
+                max_length=MAX_CHARACTERS,
+            )  # fmt: skip
             target = gr.Dropdown(
                 [("the answer it gave", ""), *outputs, *traits], value="", label="What is explained",
                 visible=len(outputs or traits) > 1,
@@ -41,10 +46,7 @@ def add_explain(service: Service, served: Served, tried: Inputs, tab: gr.Tab) ->
             alike = gr.Button("Which training texts are most like it?")
         with gr.Column():
             shown = gr.HTML(_NOTHING, padding=False)
-    # in the browser: an answer of the server might come after something was typed, and what was typed stays
-    tab.select(None, [tried.text, text], text, js="(tried, own) => tried || own", api_visibility="private")
 
-    # what was tried last is explained where nothing else is typed
     def explained(text: str, tried: str, pair: str, group: str, method: str, target: str) -> str:
         with as_message():
             row = typed(text or tried, pair, group)
