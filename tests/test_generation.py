@@ -257,6 +257,23 @@ def test_a_reader_begins_a_writer(tiny_bert: Path, leads: Path) -> None:
     assert not torch.equal(across, own)
 
 
+def test_encoder_and_decoder_learn_one_set_of_blocks(tiny_bert: Path, leads: Path, tmp_path: Path) -> None:
+    """Which is saved once for each, so that transformers alone opens it and writes the same."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    recipe = copier(tiny_bert, leads).override(
+        "checkpoint.warm_start=true", "training.epochs=1", "data.rows=64", "training.lr=1e-3"
+    )
+    for is_shared in (True, False):
+        run = train(recipe.override(f"checkpoint.share_blocks={str(is_shared).lower()}"), root=tmp_path)
+        model = AutoModelForSeq2SeqLM.from_pretrained(run.artifact)
+        block, twin = model.encoder.encoder.layer[1], model.decoder.bert.encoder.layer[1]
+        for name, weight in block.named_parameters():
+            other = twin.get_parameter(name)
+            assert other is not weight
+            assert torch.equal(other, weight) == is_shared, name
+
+
 def test_what_is_new_in_a_writer_begun_here_is_its_head(tiny_bert: Path, leads: Path) -> None:
     recipe = copier(tiny_bert, leads).override(
         "checkpoint.warm_start=true", "method.head_epochs=1", "training.epochs=1.3", "training.lr=1e-9", "data.rows=64"
@@ -277,6 +294,7 @@ def test_what_is_new_in_a_writer_begun_here_is_its_head(tiny_bert: Path, leads: 
     ("overrides", "said"),
     [
         (["checkpoint.warm_start=true", "method=lora"], "must all learn"),
+        (["checkpoint.share_blocks=true"], "that checkpoint.warm_start=true makes"),
         (["checkpoint.warm_start=true", "task=classification"], "tasks that write"),
         ([], "checkpoint.warm_start=true"),
         (["checkpoint={t5}", "checkpoint.warm_start=true"], "has one"),

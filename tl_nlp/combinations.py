@@ -40,6 +40,12 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
         f"is for tasks that write, and task {task.kind} does not; without it the checkpoint is read as it is",
     )
 
+    yield (
+        "checkpoint.share_blocks",
+        recipe.checkpoint.share_blocks and not recipe.checkpoint.warm_start,
+        "is of an encoder and a decoder that checkpoint.warm_start=true makes of one checkpoint",
+    )
+
     for field, heads in _LOSSES.items():
         names = [kind for kind, other in tasks.items() if other.head in heads]
         is_set = bool(attrgetter(field)(training))

@@ -109,6 +109,15 @@ def within_block(name: str) -> tuple[str, str] | None:
     return (found[1], found[2]) if found else None
 
 
+def unshared(model: Any) -> dict[str, Any]:
+    """The weights by name, those of blocks that are used twice once for each: what is saved opens without us."""
+    own = {name for name, _ in model.named_parameters()}
+    return {
+        name: weight.clone() if within_block(name) and name not in own else weight
+        for name, weight in model.state_dict().items()
+    }
+
+
 def pattern(paths: tuple[str, ...]) -> str:
     """A regular expression for the full names of modules at these paths of any block."""
     return rf".*\.{_BLOCK}\.(?:{'|'.join(re.escape(path) for path in paths)})"

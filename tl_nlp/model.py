@@ -13,7 +13,7 @@ from tl_nlp.heads import head_of
 from tl_nlp.pretrained import first_line, load_config, positions
 from tl_nlp.recipe import Recipe
 from tl_nlp.untrusted import weights_bytes
-from tl_nlp.warm_start import warm_config, warm_model
+from tl_nlp.warm_start import share_blocks, warm_config, warm_model
 
 
 def check(recipe: Recipe, folder: Path, tokenizer: Any) -> None:
@@ -107,6 +107,8 @@ def _skeleton(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
             setattr(part, name, recipe.training.dropout)
     with torch.device("meta"):
         skeleton = auto_class.from_config(config, attn_implementation="eager")
+    if recipe.checkpoint.share_blocks and not trained:
+        share_blocks(skeleton)
     head_of(recipe.task).install(skeleton)
     return skeleton
 
@@ -182,6 +184,8 @@ def load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
         _refuse_weights(skeleton, folder)
     if recipe.checkpoint.random and not trained:
         model = type(skeleton)._from_config(skeleton.config, attn_implementation=_attention())
+        if recipe.checkpoint.share_blocks:
+            share_blocks(model)
         of_task.install(model)
         return model
     load = warm_model if recipe.checkpoint.warm_start and not trained else type(skeleton).from_pretrained
@@ -206,6 +210,8 @@ def load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
             f"{folder} lacks {len(lost)} weights that a {type(model).__name__} has, {lost[0]} among "
             "them, so it is damaged or of another shape"
         )
+    if recipe.checkpoint.share_blocks and not trained:
+        share_blocks(model)
     of_task.install(model)
     if trained and of_task.is_own:
         document.read(model, folder)

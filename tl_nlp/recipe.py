@@ -214,7 +214,9 @@ class Method(Component):
 
     def save(self, model: Any, folder: Path) -> None:
         """Writes what was trained, as safetensors and JSON."""
-        model.save_pretrained(str(folder))
+        from tl_nlp.families import unshared
+
+        model.save_pretrained(str(folder), state_dict=unshared(model))
 
     def load(self, model: Any, folder: Path) -> Any:
         """For adapters: the checkpoint's model with what `save` wrote on it. Raises CheckpointError."""
@@ -229,6 +231,7 @@ class Checkpoint(Value):
     load_in: LoadIn = "float32"  # of frozen weights; what is trained stays float32
     blocks: int | None = Field(None, ge=1)  # keeps so many of the lowest ones, for speed (Sajjad et al. 2020)
     warm_start: bool = False  # an encoder begins encoder and decoder of a model that writes (Rothe et al. 2020)
+    share_blocks: bool = False  # after a warm start both have one set of blocks, what looks at the encoder aside
     random: bool = False  # the architecture alone, all weights drawn from training.seed: what pretraining is worth
 
 

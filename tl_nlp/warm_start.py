@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_nlp.errors import RecipeError
+from tl_nlp.families import within_block
 from tl_nlp.pretrained import load_tokenizer
 
 
@@ -55,6 +56,14 @@ def warm_model(folder: str, config: Any, **options: Any) -> tuple[Any, dict[str,
     # the pooler is of the class and does nothing here
     info["missing_keys"] = {key for key in info["missing_keys"] if not key.startswith("pooler.")}
     return EncoderDecoderModel(config=config, encoder=encoder, decoder=decoder), info
+
+
+def share_blocks(model: Any) -> None:
+    """Encoder and decoder learn one set of blocks, what looks at the encoder aside: the paper's BERTShare, section 3."""
+    for name, weight in list(model.encoder.named_parameters()):
+        if within_block(name):
+            module, _, leaf = name.rpartition(".")
+            setattr(model.decoder.base_model.get_submodule(module), leaf, weight)
 
 
 FAMILIES = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
