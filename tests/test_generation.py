@@ -20,6 +20,7 @@ from transformers import (
 
 from tl_nlp import Predictor, Recipe, Run, consensus, train
 from tl_nlp.errors import CheckpointError, RecipeError
+from tl_nlp.generation import most_alike
 from tl_nlp.tasks.summarization import Summarization
 from tl_nlp.types import IGNORED
 
@@ -152,8 +153,8 @@ def test_of_many_drawn_texts_the_one_that_others_agree_with_is_kept(tiny_t5: Pat
 
 def test_the_text_that_is_most_like_the_others() -> None:
     drawn = np.array([[[0, 5, 6, 7, 1], [0, 5, 6, 1, 0], [0, 9, 9, 1, 0], [0, 5, 8, 7, 1]]])
-    assert consensus.most_alike(drawn, special=[0, 1]).tolist() == [[0, 5, 6, 7, 1]]
-    assert consensus.most_alike(drawn[:, 1:3], special=[0, 1]).tolist() == [[0, 5, 6, 1, 0]]
+    assert most_alike(drawn, special=[0, 1]).tolist() == [[0, 5, 6, 7, 1]]
+    assert most_alike(drawn[:, 1:3], special=[0, 1]).tolist() == [[0, 5, 6, 1, 0]]
 
 
 def test_many_unfinished_texts_are_told(tiny_t5: Path, leads: Path) -> None:

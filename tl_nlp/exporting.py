@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
-import logging
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,23 +13,35 @@ import numpy as np
 import torch
 
 from tl_nlp.artifact import load_whole
-from tl_nlp.batches import Columns
+from tl_nlp.batches import Columns, collate
 from tl_nlp.disk import writing
 from tl_nlp.document import document_of
 from tl_nlp.environment import versions
 from tl_nlp.errors import RecipeError, RunError
 from tl_nlp.evaluation import compared, own_rows, references
 from tl_nlp.families import without_peft
-from tl_nlp.hardware import device_name
+from tl_nlp.generation import log_softmax
+from tl_nlp.graphs import quietly, settings_of, write_document, write_model, write_writer
+from tl_nlp.hardware import device_name, inferring
 from tl_nlp.heads import head_of
 from tl_nlp.hub import local
-from tl_nlp.onnx import DOCUMENT, MODEL, SIDES, TOKENIZER, Exported, described
+from tl_nlp.onnx import (
+    DECODER,
+    DOCUMENT,
+    ENCODER,
+    GENERATION,
+    MODEL,
+    TOKENIZER,
+    Exported,
+    ExportedWriter,
+    described,
+)
 from tl_nlp.prediction import Predictor
 from tl_nlp.recipe import Recipe
 from tl_nlp.rows import columns_of
 from tl_nlp.run import CERTIFICATE, RECIPE, Run, artifact_folder, is_export, read_recipe
 from tl_nlp.tokenization import as_json
-from tl_nlp.types import COLUMNS, Label, Labels, Prediction, Scores
+from tl_nlp.types import COLUMNS, IGNORED, Label, Labels, Prediction, Scores, Text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -44,6 +51,7 @@ TOLERANCE = 0.01
 _OTHERS = 2  # times as many answers may be others: most of those that change are near to a border, on either side
 _EQUAL = 1e-3  # what sums in another order come to, of numbers about 1: beyond it the graph is not the model
 _MOST_ROWS = 2000  # of the test split, that are answered twice
+GRAPHS = (MODEL, DOCUMENT, ENCODER, DECODER)
 _MOST_REQUESTS = 50  # that are timed one by one
 
 
@@ -66,8 +74,6 @@ def export(
     if is_export(artifact):
         raise RunError(f"{artifact} is an export already")
     recipe = read_recipe(artifact)
-    if recipe.task.head == "generate":
-        raise RunError(f"task {recipe.task.kind} writes, and only models that read can be exported so far")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise RunError(f"{to} is there already; an export is written into a folder of its own")
     if not 0 <= tolerance < 1:
@@ -79,16 +85,22 @@ def export(
         (made / TOKENIZER).write_text(as_json(tokenizer), "utf-8")
         (made / RECIPE).write_text(recipe.model_dump_json(indent=2) + "\n", "utf-8")
         has_document = head_of(recipe.task).is_own
-        with _quietly():
-            _write_model(plain, tokenizer, quantize, made / MODEL)
+        if recipe.task.head == "generate":
+            told_settings = json.dumps(asdict(settings_of(plain, recipe.task)), indent=2)
+            (made / GENERATION).write_text(told_settings + "\n", "utf-8")
+        with quietly():
+            if recipe.task.head == "generate":
+                write_writer(plain, quantize, made)
+            else:
+                write_model(plain, tokenizer, quantize, made / MODEL)
             if has_document:
-                _write_document(document_of(plain), plain.config.hidden_size, made / DOCUMENT)
+                write_document(document_of(plain), plain.config.hidden_size, made / DOCUMENT)
         exported = Exported.read(made, recipe.task, has_document)
         after = Predictor(exported, exported.tokenizer, recipe.task, recipe=recipe)
         before = Predictor.load(artifact)
         before.precision = "float32"
         files = {
-            name: described(made / name) for name in (MODEL, DOCUMENT, TOKENIZER, RECIPE) if (made / name).exists()
+            name: described(made / name) for name in (*GRAPHS, GENERATION, TOKENIZER, RECIPE) if (made / name).exists()
         }
         found = {
             "format": 1,
@@ -100,7 +112,7 @@ def export(
             "latency_ms": _latency(before, after, rows),
             "bytes": {
                 "before": sum(weight.numel() * weight.element_size() for weight in plain.parameters()),
-                "after": sum(files[name]["bytes"] for name in (MODEL, DOCUMENT) if name in files),
+                "after": sum(files[name]["bytes"] for name in GRAPHS if name in files),
             },
             "device": device_name(torch.device("cpu")),
             "versions": {**versions(), **{name: version(name) for name in ("onnx", "onnxruntime", "tokenizers")}},
@@ -110,92 +122,6 @@ def export(
         (made / CERTIFICATE).write_text(json.dumps(found, indent=2) + "\n", "utf-8")
         (made / "README.md").write_text(_readme(recipe, found), "utf-8")
     return found
-
-
-# ---- the graphs
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """What exporters tell of themselves is not ours to tell."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def _write_model(model: Any, tokenizer: Any, quantize: str | None, path: Path) -> None:
-    """The model as a graph from `input_ids`, `attention_mask` and where there are any `token_type_ids`, of shape
-    (windows, tokens), to `logits`, which where a `Document` reads them are the states."""
-    from transformers.exporters import OnnxConfig, OnnxExporter, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
-
-    # two of each, since torch.export takes a size of 1 for one that is always so, and one token that is not read
-    names = [name for name in tokenizer(["a"]) if name in ("input_ids", "token_type_ids", "attention_mask")]
-    inputs = {name: torch.ones((2, 8), dtype=torch.long) for name in {*names, "attention_mask"}}
-    if "token_type_ids" in inputs:
-        inputs["token_type_ids"][:, :4] = 0
-    inputs["attention_mask"][1, 7] = 0
-    anywhere = torch.export.Dim.DYNAMIC
-    quantizer = None
-    if quantize is not None:
-        # seven bits of eight for weights: processors without VNNI add in 16 bits, where eight would overflow
-        quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True, reduce_range=True))
-    config = OnnxConfig(
-        dynamic_shapes={name: {0: anywhere, 1: anywhere} for name in inputs}, ort_fusions=None, quantizer=quantizer
-    )
-    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
-    _save(OnnxExporter().export(model, inputs, config).program, path)
-
-
-def _write_document(document: Any, n_hidden: int, path: Path) -> None:
-    """What a document makes of what is laid out by example, as a graph: see `onnx.Exported`."""
-
-    class Reading(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.document = document
-
-        def forward(self, laid: list[torch.Tensor], surface: Any, group: Any) -> torch.Tensor:
-            return self.document.logits(laid, surface, group)
-
-    anywhere = torch.export.Dim.DYNAMIC
-    if document.comparison is None:
-        laid = [torch.ones(2, 3, n_hidden), torch.ones(2, 3)]
-        names = ["windows", "lengths"]
-    else:
-        shapes_of = [(2, 3 + place) for place, _ in enumerate(SIDES)]  # equal sizes would be taken for always so
-        laid = [part for s in shapes_of for part in (torch.ones(*s, n_hidden), torch.ones(s, dtype=torch.bool))]
-        names = [part for name in SIDES for part in (name, f"{name}_there")]
-    surface = torch.ones(2, document.n_surface) if document.n_surface else None
-    group = torch.zeros(2, dtype=torch.long) if document.own is not None else None
-    shapes = [{0: anywhere, 1: anywhere} for _ in laid]
-    names += ["surface"] * (surface is not None) + ["group"] * (group is not None)
-    program = torch.onnx.export(
-        Reading().eval(),
-        (laid, surface, group),
-        dynamic_shapes=(shapes, None if surface is None else {0: anywhere}, None if group is None else {0: anywhere}),
-        input_names=names,
-        output_names=["logits"],
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None, "it is so where a path is given"
-    _save(program.model, path)
-
-
-def _save(graph: Any, path: Path) -> None:
-    """One file, in which is nothing of this machine. Raises RunError for one of 2 GB and more, which cannot be."""
-    import onnx_ir
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-
-    ClearMetadataAndDocStringPass()(graph)
-    try:
-        onnx_ir.save(graph, path)
-    except ValueError as error:
-        raise RunError(f"the model does not fit into one file of ONNX: {error}") from None
 
 
 # ---- the certificate
@@ -208,11 +134,16 @@ def _compared(before: Predictor, after: Predictor, rows: Dataset) -> dict[str, A
         rows = rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[:_MOST_ROWS]))
     values = references(task, rows)
     outputs = [_inferred(each, values) for each in (before, after)]
-    answers = [each.task.decode(theirs, values, None) for each, theirs in zip((before, after), outputs, strict=True)]
-    numbers = [
-        [_numbers(answer, output) for answer, output in zip(one, theirs, strict=True)]
-        for one, theirs in zip(answers, outputs, strict=True)
+    answers = [
+        each.task.decode(theirs, values, each.tokenizer) for each, theirs in zip((before, after), outputs, strict=True)
     ]
+    if task.head == "generate":
+        numbers = [_likely(each, values, outputs[0]) for each in (before, after)]
+    else:
+        numbers = [
+            [_numbers(answer, output) for answer, output in zip(one, theirs, strict=True)]
+            for one, theirs in zip(answers, outputs, strict=True)
+        ]
     gaps = [np.abs(ours - theirs).max(initial=0.0) for ours, theirs in zip(*numbers, strict=True)]
     size = max(1.0, *(float(np.abs(one).max(initial=0.0)) for one in numbers[0]))
     same = [_answer(one) == _answer(other) for one, other in zip(*answers, strict=True)]
@@ -235,6 +166,29 @@ def _inferred(predictor: Predictor, values: dict[str, list[Any]]) -> list[np.nda
     return predictor.infer(Columns(predictor.task.encode(read, predictor.tokenizer)))
 
 
+def _likely(predictor: Predictor, values: dict[str, list[Any]], texts: list[np.ndarray]) -> list[np.ndarray]:
+    """The log-probability of each token of texts that were written, of each row as one array."""
+    read = {name: theirs for name, theirs in values.items() if name != "target"}
+    encoded = Columns(predictor.task.encode(read, predictor.tokenizer))
+    exported = isinstance(predictor.model, ExportedWriter)
+    settings = predictor.model.settings if exported else settings_of(predictor.model, predictor.task)
+    found = []
+    for row, ids in enumerate(texts):
+        is_end = np.isin(ids[:, 1:], [*settings.ends, settings.pad])
+        is_counted = is_end.cumsum(1) - is_end == 0  # up to the end mark
+        if exported:
+            decoder = predictor.model.reading(encoded[[row]])
+            logits = np.stack([decoder(tokens, None) for tokens in ids[:, :-1].T], 1)
+        else:
+            batch = collate({"input_ids": encoded[[row]]["input_ids"]}, predictor.pad_id)
+            batch["labels"] = torch.from_numpy(np.where(is_counted, ids[:, 1:], IGNORED))
+            with inferring(predictor.model, "float32"):
+                logits = predictor.head.logits(predictor.model, batch).numpy()
+        told = np.take_along_axis(log_softmax(logits), ids[:, 1:, None], 2)[..., 0]
+        found.append(told[is_counted])
+    return found
+
+
 def _numbers(answer: Prediction, output: np.ndarray) -> np.ndarray:
     """Those that an answer has, or it was made from."""
     if isinstance(answer, Label | Labels):
@@ -247,13 +201,15 @@ def _numbers(answer: Prediction, output: np.ndarray) -> np.ndarray:
 def _of(answer: Prediction) -> str:
     if isinstance(answer, Label | Labels):
         return "probability"
+    if isinstance(answer, Text):
+        return "log-probability of a token"
     return "points" if isinstance(answer, Scores) else "logit"
 
 
 def _answer(answer: Prediction) -> Any:
     """What a person is told."""
-    if isinstance(answer, Label):
-        return answer.label
+    if isinstance(answer, Label | Text):
+        return answer.label if isinstance(answer, Label) else answer.text
     if isinstance(answer, Labels):
         return answer.labels
     return answer.grades or answer.scores if isinstance(answer, Scores) else answer.sentences

@@ -6,6 +6,7 @@ Of each head there is a twin in numpy, of its inference alone; what a `Document`
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from itertools import chain
 from pathlib import Path
@@ -14,15 +15,19 @@ from typing import Any
 import numpy as np
 
 from tl_nlp.errors import RunError
+from tl_nlp.generation import Decoder, Settings, written
 from tl_nlp.recipe import Task
 from tl_nlp.run import RECIPE, read_certificate
 from tl_nlp.tokenization import FastTokenizer
 from tl_nlp.windows import ASKED, STATED, TEXT
 
 MODEL, DOCUMENT, TOKENIZER = "model.onnx", "document.onnx", "tokenizer.json"
+ENCODER, DECODER, GENERATION = "encoder.onnx", "decoder.onnx", "generation.json"
+"""Of a model that writes, in the place of `MODEL`; the last has the fields of `generation.Settings`."""
 SIDES = {"text": TEXT, "stated": STATED, "asked": ASKED}
 """What a document that compares reads: of each side `NAME`, its tokens by example, and `NAME_there`, which of them
 are."""
+_MOST_TEXTS = 512  # that are written at once, where several are for each window
 _ELSEWHERE = b"location"  # the key under which a tensor of ONNX names the file that it is in
 
 
@@ -38,9 +43,10 @@ class Exported:
     def load(cls, folder: Path, task: Task) -> Exported:
         """The export in a folder, whose files must be those that its certificate is for. Raises RunError."""
         certified = read_certificate(folder).get("files")
-        if not isinstance(certified, dict) or not {MODEL, TOKENIZER, RECIPE} <= set(certified):
+        graphs = {ENCODER, DECODER, GENERATION} if task.head == "generate" else {MODEL}
+        if not isinstance(certified, dict) or not {*graphs, TOKENIZER, RECIPE} <= set(certified):
             raise RunError(f"the certificate in {folder} does not tell which files it is for")
-        for name in {MODEL, TOKENIZER, RECIPE, DOCUMENT} & set(certified):
+        for name in {*graphs, TOKENIZER, RECIPE, DOCUMENT} & set(certified):
             found = described(folder / name) if (folder / name).is_file() else None
             if found != certified[name]:
                 raise RunError(f"{folder / name} is not the file that its certificate is for; export the run again")
@@ -49,6 +55,8 @@ class Exported:
     @classmethod
     def read(cls, folder: Path, task: Task, has_document: bool) -> Exported:
         """What is in a folder, whatever its certificate says. Raises RunError."""
+        if task.head == "generate":
+            return ExportedWriter.of(folder, task)
         graphs = [folder / name for name in (MODEL, DOCUMENT)[: 1 + has_document]]
         model, *document = map(_session, graphs)
         has_types = "token_type_ids" in {one.name for one in model.get_inputs()}
@@ -57,15 +65,8 @@ class Exported:
 
     def infer(self, columns: dict[str, list[Any]]) -> list[np.ndarray]:
         """For each row of encoded columns what the task decodes."""
-        windows = list(chain.from_iterable(columns["input_ids"]))
-        n_windows = [len(theirs) for theirs in columns["input_ids"]]
-        rows, n_rows = np.repeat(np.arange(len(n_windows)), n_windows), len(n_windows)
-        lengths = np.fromiter(map(len, windows), np.int64, len(windows))
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        inputs = {"input_ids": _padded(windows, mask, self.tokenizer.pad_token_id)}
-        inputs["attention_mask"] = mask.astype(np.int64)
-        if "token_type_ids" in self._inputs:
-            inputs["token_type_ids"] = _padded(chain.from_iterable(columns["token_type_ids"]), mask, 0)
+        inputs, mask, rows = self._read(columns)
+        lengths, n_rows = mask.sum(1), len(columns["input_ids"])
         (states,) = self._model.run(["logits"], inputs)
         if self.task.head_kind == "select":
             sentences = _padded(chain.from_iterable(columns["sentence_ids"]), mask, -1)
@@ -77,6 +78,18 @@ class Exported:
         else:
             logits = pool(states, rows, lengths, n_rows)
         return list(_answers(self.task, logits))
+
+    def _read(self, columns: dict[str, list[Any]]) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """What the graph reads, of shape (windows, tokens), which of the tokens are there, and each window's row."""
+        windows = list(chain.from_iterable(columns["input_ids"]))
+        n_windows = [len(theirs) for theirs in columns["input_ids"]]
+        lengths = np.fromiter(map(len, windows), np.int64, len(windows))
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        inputs = {"input_ids": _padded(windows, mask, self.tokenizer.pad_token_id)}
+        inputs["attention_mask"] = mask.astype(np.int64)
+        if "token_type_ids" in self._inputs:
+            inputs["token_type_ids"] = _padded(chain.from_iterable(columns["token_type_ids"]), mask, 0)
+        return inputs, mask, np.repeat(np.arange(len(n_windows)), n_windows)
 
     def _of_document(
         self, states: np.ndarray, mask: np.ndarray, lengths: np.ndarray, rows: np.ndarray, columns: dict[str, list[Any]]
@@ -99,6 +112,74 @@ class Exported:
             inputs["group"] = np.asarray(columns["group"], np.int64)
         known = {one.name for one in self._document.get_inputs()}
         return self._document.run(["logits"], {name: value for name, value in inputs.items() if name in known})[0]
+
+
+class ExportedWriter(Exported):
+    """A model that writes. The encoder's graph gives what the decoder looks at; the decoder's reads a token for each
+    text and keeps what it has read."""
+
+    def __init__(
+        self, task: Task, tokenizer: FastTokenizer, n_bytes: int, encoder: Any, decoder: Any, settings: Settings
+    ):
+        super().__init__(task, tokenizer, n_bytes, encoder)
+        self._decoder, self.settings = decoder, settings
+        tokenizer.eos_token_id = settings.ends[0]
+
+    @classmethod
+    def of(cls, folder: Path, task: Task) -> ExportedWriter:
+        """What is in a folder. Raises RunError."""
+        try:
+            told = json.loads((folder / GENERATION).read_text("utf-8"))
+            settings = Settings(**{**told, "ends": tuple(told["ends"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{folder / GENERATION} cannot be read: {error}") from None
+        encoder, decoder = folder / ENCODER, folder / DECODER
+        tokenizer = FastTokenizer.load(folder / TOKENIZER, has_types=False)
+        n_bytes = encoder.stat().st_size + decoder.stat().st_size
+        return cls(task, tokenizer, n_bytes, _session(encoder), _session(decoder), settings)
+
+    def infer(self, columns: dict[str, list[Any]]) -> list[np.ndarray]:
+        """For each row the token ids that are written for its windows, shaped (windows, tokens)."""
+        inputs, _, rows = self._read(columns)
+        most = len(rows) if self.settings.texts == 1 else max(1, _MOST_TEXTS // self.settings.texts)
+        parts = []
+        for start in range(0, len(rows), most):
+            part = {name: values[start : start + most] for name, values in inputs.items()}
+            n_windows = len(part["input_ids"])
+            parts.append(written(self.decoding(part, self.settings.texts), n_windows, self.settings))
+        width = max(part.shape[1] for part in parts)
+        pad = self.settings.pad
+        texts = np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=pad) for p in parts])
+        return [texts[rows == row] for row in range(len(columns["input_ids"]))]
+
+    def reading(self, columns: dict[str, list[Any]]) -> Decoder:
+        """The decoder of one text for each window of encoded columns, before its first token."""
+        return self.decoding(self._read(columns)[0], 1)
+
+    def decoding(self, inputs: dict[str, np.ndarray], n_texts: int) -> Decoder:
+        """The decoder of so many texts for each window, before their first token."""
+        names = [one.name for one in self._model.get_outputs()]
+        seen = dict(zip(names, self._model.run(names, inputs), strict=True))
+        seen["attention_mask"] = inputs["attention_mask"]
+        return _Decoding(self._decoder, {name: np.repeat(value, n_texts, 0) for name, value in seen.items()})
+
+
+class _Decoding:
+    """A step of a decoder after another, with its cache: see `generation.Decoder`."""
+
+    def __init__(self, session: Any, seen: dict[str, np.ndarray]):
+        self._session, self._seen = session, seen
+        n_texts = len(seen["attention_mask"])
+        shapes = {one.name: one.shape for one in session.get_inputs() if one.name.startswith("own_")}
+        self._own = {name: np.zeros((n_texts, n, 0, size), np.float32) for name, (_, n, _, size) in shapes.items()}
+
+    def __call__(self, tokens: np.ndarray, origins: np.ndarray | None) -> np.ndarray:
+        if origins is not None:
+            self._own = {name: values[origins] for name, values in self._own.items()}
+        inputs = {"decoder_input_ids": tokens[:, None], **self._seen, **self._own}
+        logits, *own = self._session.run(["logits", *(f"new_{name}" for name in self._own)], inputs)
+        self._own = dict(zip(self._own, own, strict=True))
+        return logits
 
 
 def described(path: Path) -> dict[str, Any]:

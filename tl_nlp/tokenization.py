@@ -21,12 +21,14 @@ class Encodings(dict[str, Any]):
 
 
 class FastTokenizer:
-    """Answers calls as the fast tokenizers of transformers do, as far as tasks that read make any.
+    """Answers calls as the fast tokenizers of transformers do, as far as tasks make any.
 
     With `has_types` it gives `token_type_ids`, which some models read.
     """
 
     is_fast = True
+    eos_token_id: int | None = None  # known to models that write
+    sep_token_id: int | None = None
 
     def __init__(self, tokenizer: Any, has_types: bool):
         self.pad_token_id: int = (tokenizer.padding or {}).get("pad_id", 0)
@@ -84,6 +86,14 @@ class FastTokenizer:
         if return_overflowing_tokens:
             columns["overflow_to_sample_mapping"] = owners
         return Encodings(columns, windows)
+
+    def num_special_tokens_to_add(self) -> int:
+        """How many marks are put around a text."""
+        return self._tokenizer.num_special_tokens_to_add(False)
+
+    def batch_decode(self, ids: list[list[int]], *, skip_special_tokens: bool = False) -> list[str]:
+        """The texts of token ids."""
+        return self._tokenizer.decode_batch(ids, skip_special_tokens)
 
 
 def as_json(tokenizer: Any) -> str:

@@ -59,7 +59,7 @@ def warm_model(folder: str, config: Any, **options: Any) -> tuple[Any, dict[str,
 
 
 def share_blocks(model: Any) -> None:
-    """Encoder and decoder learn one set of blocks, what looks at the encoder aside: the paper's BERTShare, section 3."""
+    """Encoder and decoder learn one set of blocks, what looks at the encoder aside: BERTShare, section 3."""
     for name, weight in list(model.encoder.named_parameters()):
         if within_block(name):
             module, _, leaf = name.rpartition(".")
