@@ -54,10 +54,7 @@ CELLS = [(method, load_in) for method in METHODS for load_in in LOADS_IN]
 
 @pytest.mark.parametrize(
     "head",
-    [
-        head if head in ("classify", "generate") else pytest.param(head, marks=pytest.mark.slow)
-        for head in TASKS
-    ],
+    [head if head in ("classify", "generate") else pytest.param(head, marks=pytest.mark.slow) for head in TASKS],
 )
 def test_what_a_fresh_process_loads_is_what_was_trained(
     head: str, tiny_bert: Path, tiny_t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

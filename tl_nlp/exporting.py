@@ -175,17 +175,16 @@ def _likely(predictor: Predictor, values: dict[str, list[Any]], texts: list[np.n
     found = []
     for row, ids in enumerate(texts):
         is_end = np.isin(ids[:, 1:], [*settings.ends, settings.pad])
-        is_counted = is_end.cumsum(1) - is_end == 0  # up to the end mark
+        is_told = is_end.cumsum(1) - is_end == 0  # up to the end mark
         if exported:
             decoder = predictor.model.reading(encoded[[row]])
-            logits = np.stack([decoder(tokens, None) for tokens in ids[:, :-1].T], 1)
+            logits = np.stack([decoder(tokens, None) for tokens in ids[:, :-1].T], 1)[is_told]
         else:
             batch = collate({"input_ids": encoded[[row]]["input_ids"]}, predictor.pad_id)
-            batch["labels"] = torch.from_numpy(np.where(is_counted, ids[:, 1:], IGNORED))
+            batch["labels"] = torch.from_numpy(np.where(is_told, ids[:, 1:], IGNORED))
             with inferring(predictor.model, "float32"):
                 logits = predictor.head.logits(predictor.model, batch).numpy()
-        told = np.take_along_axis(log_softmax(logits), ids[:, 1:, None], 2)[..., 0]
-        found.append(told[is_counted])
+        found.append(np.take_along_axis(log_softmax(logits), ids[:, 1:][is_told][:, None], 1))
     return found
 
 

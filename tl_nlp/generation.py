@@ -186,8 +186,7 @@ def most_alike(drawn: np.ndarray, special: list[int]) -> np.ndarray:
 
 
 def _in_common(items: np.ndarray, are_there: np.ndarray) -> np.ndarray:
-    """The F1 of what each text has with what each other has, shape (texts, texts); items are of shape (texts, places).
-    """
+    """The F1 of what each text has with what each other has, shape (texts, texts), of items shaped (texts, places)."""
     known, places = np.unique(items, return_inverse=True)
     counts = np.zeros((len(items), len(known)), np.float32)
     np.add.at(counts, (np.arange(len(items))[:, None], places.reshape(items.shape)), are_there)

@@ -380,23 +380,26 @@ class Generate(Head):
             setattr(model.generation_config, name, value)
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
-        """Of shape (windows, tokens, vocabulary), each token's given those before it in the labels."""
-        before = without_peft(model).prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        """Of shape (labels, vocabulary), of the labels that are none of `IGNORED`, window after window: each token's
+        given those before it."""
+        plain, is_told = without_peft(model), batch["labels"] != IGNORED
+        before = plain.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return model(**inputs, decoder_input_ids=before, use_cache=False).logits.float()
+        # more than half of the places are padding, and the vocabulary takes a quarter of a step of MiniLM's size
+        hook = plain.get_output_embeddings().register_forward_pre_hook(lambda _, states: (states[0][is_told],))
+        try:
+            return model(**inputs, decoder_input_ids=before, use_cache=False).logits.float()
+        finally:
+            hook.remove()
 
     def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
-        loss = functional.cross_entropy(
-            logits.flatten(0, 1),
-            batch["labels"].flatten(),
-            label_smoothing=objective.label_smoothing,
-            reduction="sum",
-            ignore_index=IGNORED,
-        )
-        return loss, (batch["labels"] != IGNORED).sum()
+        labels = batch["labels"][batch["labels"] != IGNORED]
+        smoothing = objective.label_smoothing
+        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
+        return loss, torch.tensor(len(labels), device=labels.device)
 
     def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        return _divergence(one, other)[batch["labels"] != IGNORED].sum()
+        return _divergence(one, other).sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}

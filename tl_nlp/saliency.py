@@ -53,13 +53,14 @@ def of_label(place: int, temperature: float = 1.0) -> Value:
 
 def of_text(labels: Tensor, is_counted: Tensor) -> Value:
     """The log-probability of the tokens that are counted, summed over all windows of an example, from logits of shape
-    (examples * windows, tokens, vocabulary); labels and `is_counted` are of shape (windows, tokens)."""
+    (examples * labels that are none of `IGNORED`, vocabulary); labels and `is_counted` are of shape (windows, tokens).
+    """
+    wanted, counts = labels[labels != IGNORED], is_counted[labels != IGNORED]
 
     def value(logits: Tensor) -> Tensor:
-        n_examples = len(logits) // len(labels)
-        wanted = labels.clamp_min(0).repeat(n_examples, 1).unsqueeze(2)
-        told = logits.gather(2, wanted)[..., 0] - logits.logsumexp(2)
-        return (told * is_counted.repeat(n_examples, 1)).view(n_examples, -1).sum(1)
+        n_examples = len(logits) // len(wanted)
+        told = logits.gather(1, wanted.repeat(n_examples)[:, None])[:, 0] - logits.logsumexp(1)
+        return (told.view(n_examples, -1) * counts).sum(1)
 
     return value
 
