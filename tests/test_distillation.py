@@ -92,6 +92,34 @@ def test_the_loss_is_as_published(student: Recipe, teacher: Run) -> None:
     assert float(loss) == pytest.approx(float(0.7 * labels + 0.3 * soft + 2 * states), rel=1e-4)
 
 
+def test_the_loss_of_relations_is_as_published(student: Recipe, teacher: Run) -> None:
+    """Wang et al. 2021, equations 5 to 8: each token's softmax over the tokens it is like, of queries, keys, values."""
+    choices = ("training.distillation.weight=0", "training.distillation.relations=2")
+    steps = made(student.override(*choices))
+    batch = collate(steps.examples(0)[list(range(6))], steps.pad_id)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    models = steps.model, Predictor.load(teacher).model
+    found = 0.0
+    with torch.no_grad():
+        loss, _ = steps.loss(0, list(range(6)))
+        ours, theirs = (model.bert(**inputs, output_hidden_states=True).hidden_states[-2] for model in models)
+        n_heads = models[1].config.num_attention_heads
+        for name in ("query", "key", "value"):
+            tables = []
+            for model, states in zip(models, (ours, theirs), strict=True):
+                part = getattr(model.bert.encoder.layer[-1].attention.self, name)(states)
+                tables.append(part.view(*part.shape[:2], n_heads, -1))
+            for row, length in enumerate(batch["lengths"].tolist()):
+                for head in range(n_heads):
+                    one, other = (table[row, :length, head] for table in tables)
+                    p = (other @ other.T / other.shape[1] ** 0.5).softmax(-1)
+                    q = (one @ one.T / one.shape[1] ** 0.5).softmax(-1)
+                    found += float((p * (p.log() - q.log())).sum()) / (n_heads * length)
+        labels = functional.cross_entropy(steps.model(**inputs).logits, batch["labels"], reduction="sum")
+    assert found > 0
+    assert float(loss) == pytest.approx(float(labels) + 2 * found, rel=1e-3)
+
+
 def test_the_soft_losses_of_many_labels_and_of_grades_are_as_published() -> None:
     draw = torch.Generator().manual_seed(0)
     ours, theirs, labels = (torch.randn(4, 3, generator=draw) for _ in range(3))
@@ -118,7 +146,7 @@ def test_the_soft_losses_of_many_labels_and_of_grades_are_as_published() -> None
 
 
 def test_passes_and_gradient_checkpointing_change_nothing(student: Recipe) -> None:
-    recipe = student.override("training.distillation.hidden=1")
+    recipe = student.override("training.distillation.hidden=1", "training.distillation.relations=1")
 
     def gradients(recipe: Recipe, *passes: range) -> tuple[float, list[torch.Tensor]]:
         steps, total = made(recipe), 0.0
@@ -270,6 +298,7 @@ def test_what_does_not_go_together_is_refused(
     )
     assert "looks at no label" in refused(student, f"{key}.weight=1", "training.label_smoothing=0.1")
     assert "moves none of them" in refused(student, f"{key}.hidden=1", "method=head")
+    assert "moves none of them" in refused(student, f"{key}.relations=1", "method=head")
     shutil.copytree(teacher.artifact, other / "export")
     (other / "export" / "certificate.json").write_text("{}")
     assert "is an export" in refused(student, f"{key}.teacher={other / 'export'}")

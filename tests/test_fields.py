@@ -69,6 +69,7 @@ CASES = dict(
         _training("distillation.temperature", 8, TAUGHT),
         _training("distillation.weight", 0.9, TAUGHT),
         _training("distillation.hidden", 1, TAUGHT),
+        _training("distillation.relations", 1, TAUGHT),
         ("training.ranking", Case("training.ranking=1", (GRADES,), "weights", "grading")),
         _training("max_grad_norm", 0.01),
         _training("precision", "bfloat16"),

@@ -134,7 +134,7 @@ def _impossible_distillation(recipe: Recipe, chosen: Distillation) -> Iterator[t
     training, key = recipe.training, "training.distillation"
     yield (
         f"{key}.weight",
-        chosen.weight == 0 and chosen.hidden == 0,
+        chosen.weight == 0 and not chosen.looks_inside,
         f"leaves the teacher nothing to say; a higher one, or {key}.hidden for its states",
     )
     is_warm = chosen.temperature != type(chosen).model_fields["temperature"].default
@@ -149,11 +149,12 @@ def _impossible_distillation(recipe: Recipe, chosen: Distillation) -> Iterator[t
             bool(getattr(training, field)) and chosen.weight == 1,
             f"is of the labels' loss, and {key}.weight=1 looks at no label",
         )
-    yield (
-        f"{key}.hidden",
-        chosen.hidden > 0 and recipe.method.moves == "head",
-        f"is of states below the head, and method {recipe.method.kind} moves none of them",
-    )
+    for field in ("hidden", "relations"):
+        yield (
+            f"{key}.{field}",
+            getattr(chosen, field) > 0 and recipe.method.moves == "head",
+            f"is of states below the head, and method {recipe.method.kind} moves none of them",
+        )
 
 
 def needs_whole_steps(training: Training) -> dict[str, str]:

@@ -129,6 +129,17 @@ def blocks(names: list[str]) -> list[str]:
     return sorted(found, key=lambda block: (".decoder." in f".{block}", int(block.rpartition(".")[2])))
 
 
+def projections(backbone: Any) -> list[Any]:
+    """What makes queries, keys and values in the top block of an encoder; none where they are in one layer."""
+    family = FAMILIES.get(backbone.config.model_type)
+    if family is None:
+        return []
+    query, value = family.query_value[:2] if len(family.query_value) > 1 else ("", "")
+    paths = (query, family.key_value[0], value)
+    top = blocks([name for name, _ in backbone.named_parameters()])[-1]
+    return [backbone.get_submodule(f"{top}.{path}") for path in paths] if query else []
+
+
 def without_peft(model: Any) -> Any:
     """The transformers model, whether PEFT is around it or not."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model

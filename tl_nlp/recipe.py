@@ -262,6 +262,12 @@ class Distillation(Value):
     temperature: float = Field(2.0, gt=0)  # of both softmaxes; the loss is scaled by its square
     weight: float = Field(0.5, ge=0, le=1)  # of the teacher's targets; 1: no label is looked at
     hidden: float = Field(0.0, ge=0)  # weight of the states after each block (Jiao et al. 2020); one tokenizer for both
+    relations: float = Field(0.0, ge=0)  # of how the top block's queries, keys and values are alike (Wang et al. 2021)
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether the student is held to more of the teacher than its answers."""
+        return self.hidden > 0 or self.relations > 0
 
 
 class Training(Value):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tl_nlp.batches import Encoded, collate, epoch_order, passes
 from tl_nlp.combinations import needs_whole_steps
-from tl_nlp.distillation import HiddenStates, States
+from tl_nlp.distillation import Inside, Seen
 from tl_nlp.dropout import fast_dropout
 from tl_nlp.errors import HardwareError, NotFiniteError, RecipeError
 from tl_nlp.families import backbone, head_modules
@@ -47,8 +47,8 @@ class Taken:
 class Steps:
     """Takes one optimization step after another.
 
-    `examples(epoch)` gives the encoded rows of an epoch, of whose windows `lengths` are the tokens. To a `teacher` the
-    states of the model are held.
+    `examples(epoch)` gives the encoded rows of an epoch, of whose windows `lengths` are the tokens. To a `teacher` what
+    goes on inside the model is held.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Steps:
         lengths: list[list[int]],
         accelerator: Accelerator,
         pad_id: int,
-        teacher: HiddenStates | None = None,
+        teacher: Inside | None = None,
     ):
         self.model, self.head, self.plan, self.pad_id = model, head, plan, pad_id
         self.examples, self.lengths, self.accelerator = examples, lengths, accelerator
@@ -199,16 +199,16 @@ class Steps:
         batch = collate(self.examples(epoch)[rows], self.pad_id, self.device)
         # of a backbone that stands still no state can come nearer to the teacher's
         teacher = None if self.is_alone else self.teacher
-        watching: AbstractContextManager[list[States]] = teacher.watching(self.model) if teacher else nullcontext([])
-        with autocast(self.training.precision, self.device), watching as states:
+        watching: AbstractContextManager[list[Seen]] = teacher.watching(self.model) if teacher else nullcontext([])
+        with autocast(self.training.precision, self.device), watching as seen:
             logits = self.head.logits(self.model, batch)
             loss, count = self._of_logits(logits, batch, step)
             if self.training.r_drop:
                 again = self.head.logits(self.model, batch)
                 loss = (loss + self._of_logits(again, batch, step)[0]) / 2
                 loss = loss + self.training.r_drop / 2 * self.head.divergence(logits, again, batch)
-            if teacher and self.training.distillation:
-                loss = loss + self.training.distillation.hidden * teacher.loss(states, batch)
+            if teacher:
+                loss = loss + teacher.loss(seen, batch)
         return loss, count
 
     def _of_logits(self, logits: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,7 @@ class Teacher:
                 _KEY,
             )
         self._refuse_seen(rows)
-        if self.choices.hidden:
+        if self.choices.looks_inside:
             self._refuse_other_tokens(task, tokenizer, rows["train"], encoded)
 
     def _refuse_seen(self, rows: DatasetDict) -> None:
@@ -83,14 +83,15 @@ class Teacher:
                 )
 
     def _refuse_other_tokens(self, task: Task, tokenizer: Any, train: Dataset, encoded: Encoded) -> None:
-        key, own = "training.distillation.hidden", load_tokenizer(self.artifact)
+        key, own = "training.distillation", load_tokenizer(self.artifact)
+        key += ".hidden" if self.choices.hidden else ".relations"
         tried = train.select(range(min(_TRIED, len(train))))
         columns = columns_of(tried, (*COLUMNS, *task.columns))
         is_same = own.get_vocab() == tokenizer.get_vocab()
         if not is_same or task.encode(columns, own)["input_ids"] != encoded[: len(tried)]["input_ids"]:
             raise RecipeError(
-                f"compares states token by token, and {self.choices.teacher} has another tokenizer than the student's "
-                "checkpoint; training.distillation.hidden=0 learns from its answers alone",
+                f"compares token by token, and {self.choices.teacher} has another tokenizer than the student's "
+                f"checkpoint; {key}=0 learns from its answers alone",
                 key,
             )
         if task.max_length > self.task.max_length:

@@ -21,7 +21,7 @@ from tl_nlp.baselines import Given
 from tl_nlp.batches import Encoded, window_lengths
 from tl_nlp.checking import label_counts, sampled
 from tl_nlp.cost import Costs, Estimate, measure
-from tl_nlp.distillation import HiddenStates
+from tl_nlp.distillation import Inside
 from tl_nlp.errors import HardwareError, RecipeError
 from tl_nlp.evaluation import judged, read_predictions, references, score, write_predictions
 from tl_nlp.hardware import peak_rss_mb
@@ -116,9 +116,9 @@ def steps_of(prepared: Prepared, accelerator: Accelerator) -> tuple[Steps, Predi
     return steps, predictor
 
 
-def _taught(prepared: Prepared, student: Any, accelerator: Accelerator) -> HiddenStates | None:
+def _taught(prepared: Prepared, student: Any, accelerator: Accelerator) -> Inside | None:
     """Adds a teacher's answers to the training rows, where they are wanted and not there yet; what holds the student to
-    its states, where those are wanted."""
+    what goes on inside it, where that is wanted."""
     if prepared.teacher is None:
         return None
     choices, training = prepared.teacher.choices, prepared.recipe.training
@@ -126,7 +126,9 @@ def _taught(prepared: Prepared, student: Any, accelerator: Accelerator) -> Hidde
     teacher.model = placed(teacher.model, accelerator.device)
     if choices.weight and "soft_targets" not in prepared.encoded["train"].column_names:
         prepared.encoded["train"] = with_soft_targets(prepared.encoded["train"], teacher, prepared.rows["train"])
-    return HiddenStates(teacher.model, student, training.precision, training.seed) if choices.hidden else None
+    if not choices.looks_inside:
+        return None
+    return Inside(teacher.model, student, choices, training.precision, training.seed)
 
 
 def _examples(prepared: Prepared, model: Any) -> Callable[[int], Encoded]:
