@@ -24,6 +24,7 @@ bench: $(INSTALLED)  ## speed and memory against peers, for docs/performance.md;
 	.venv/bin/python benchmarks/against_trainer.py
 	.venv/bin/python benchmarks/exporting.py
 	.venv/bin/python benchmarks/generating.py
+	.venv/bin/python benchmarks/head.py
 	.venv/bin/python benchmarks/memory.py
 	.venv/bin/python benchmarks/scaling.py
 

@@ -88,7 +88,9 @@ class Inside:
         rows = batch["rows"].repeat_interleave(mask.shape[1])
         theirs, total = self._of_teacher(batch), mask.new_zeros((), dtype=torch.float)
         for ours in passes:
-            gaps = self.choices.hidden * self._of_states(ours, theirs) if self.choices.hidden else 0.0
+            gaps = torch.zeros_like(mask, dtype=torch.float)
+            if self.choices.hidden:
+                gaps = gaps + self.choices.hidden * self._of_states(ours, theirs)
             if self.choices.relations:
                 gaps = gaps + self.choices.relations * self._of_relations(ours, theirs, mask)
             of_examples = pool(gaps.flatten().unsqueeze(1), rows, mask.flatten(), int(batch["n_rows"]))
