@@ -28,14 +28,16 @@ def main(times: int) -> None:
         folder = Path(tempfile.mkdtemp(prefix="tl_nlp-head-"))
         spent["first"].append(ours(folder, seed=0))
         spent["again"].append(ours(folder, seed=1))
-        spent["Trainer"].append(
-            timed([sys.executable, __file__, "--trainer"], folder, lambda out: json.loads(out.splitlines()[-1]))
-        )
-    command, training, accuracy = ([median(each) for each in zip(*spent["Trainer"], strict=True)][n] for n in range(3))
+        spent["Trainer"].append(timed([sys.executable, str(Path(__file__).resolve()), "--trainer"], folder, last_line))
+    command, training, _ = (median(column) for column in zip(*spent["Trainer"], strict=True))
     print(f"{'':12} {'command, s':>11} {'ratio':>6} {'training, s':>12} {'ratio':>6} {'accuracy':>9}")
     for name, found in spent.items():
         whole, alone, right = (median(column) for column in zip(*found, strict=True))
         print(f"{name:12} {whole:11.1f} {command / whole:6.1f} {alone:12.2f} {training / alone:6.1f} {right:9.4f}")
+
+
+def last_line(out: str) -> list[float]:
+    return json.loads(out.splitlines()[-1])
 
 
 def ours(folder: Path, seed: int) -> tuple[float, float, float]:
