@@ -171,10 +171,6 @@ def test_an_export_writes_as_its_run(case: str, tmp_path: Path, request: pytest.
     assert told == [one.text for one in before(texts)]
     assert len(set(told)) > 3
     assert told == [after([text])[0].text for text in texts]
-    if "bart" in case:
-        pytest.importorskip("openvino")
-        export(run, tmp_path / "openvino", format="openvino")
-        assert [one.text for one in Predictor.load(tmp_path / "openvino")(texts)] == told
     if "begun" in case:
         table = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in TEXTS])
         alone = answers_of(sys.executable, tmp_path / "export", table, ABSENT)

@@ -314,12 +314,7 @@ def export(arguments: argparse.Namespace) -> None:
     from tl_nlp.exporting import export, told
 
     found = export(
-        folder,
-        arguments.to,
-        format=arguments.format,
-        quantize=arguments.quantize,
-        tolerance=arguments.tolerance,
-        split=arguments.split,
+        folder, arguments.to, quantize=arguments.quantize, tolerance=arguments.tolerance, split=arguments.split
     )
     for line in told(found):
         print(line)
