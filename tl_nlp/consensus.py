@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tl_nlp.generation import drawing, most_alike
-
-_MOST = 512  # texts that are drawn at once
+from tl_nlp.generation import MOST_TEXTS, drawing, most_alike
 
 
 def written(model: Any, inputs: dict[str, Tensor], options: dict[str, Any], n: int, temperature: float) -> np.ndarray:
@@ -37,8 +35,9 @@ def drawn(model: Any, inputs: dict[str, Tensor], options: dict[str, Any], n: int
     drawing_options = {"do_sample": True, "top_k": 0, "num_return_sequences": n, "logits_processor": [draw]}
     width, pad_id = options["max_new_tokens"] + 1, model.generation_config.pad_token_id
     parts = []
-    for start in range(0, len(inputs["input_ids"]), max(1, _MOST // n)):
-        here = {name: values[start : start + max(1, _MOST // n)] for name, values in inputs.items()}
+    n_windows = max(1, MOST_TEXTS // n)
+    for start in range(0, len(inputs["input_ids"]), n_windows):
+        here = {name: values[start : start + n_windows] for name, values in inputs.items()}
         ids = model.generate(**here, **options | drawing_options)
         parts.append(functional.pad(ids, (0, width - ids.shape[1]), value=pad_id).view(-1, n, width))
     return torch.cat(parts).cpu().numpy()

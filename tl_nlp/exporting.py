@@ -162,14 +162,17 @@ def _compared(before: Predictor, after: Predictor, rows: Dataset) -> dict[str, A
 
 
 def _inferred(predictor: Predictor, values: dict[str, list[Any]]) -> list[np.ndarray]:
+    return predictor.infer(_encoded(predictor, values))
+
+
+def _encoded(predictor: Predictor, values: dict[str, list[Any]]) -> Columns:
     read = {name: theirs for name, theirs in values.items() if name != "target"}
-    return predictor.infer(Columns(predictor.task.encode(read, predictor.tokenizer)))
+    return Columns(predictor.task.encode(read, predictor.tokenizer))
 
 
 def _likely(predictor: Predictor, values: dict[str, list[Any]], texts: list[np.ndarray]) -> list[np.ndarray]:
     """The log-probability of each token of texts that were written, of each row as one array."""
-    read = {name: theirs for name, theirs in values.items() if name != "target"}
-    encoded = Columns(predictor.task.encode(read, predictor.tokenizer))
+    encoded = _encoded(predictor, values)
     exported = isinstance(predictor.model, ExportedWriter)
     settings = predictor.model.settings if exported else settings_of(predictor.model, predictor.task)
     found = []

@@ -16,6 +16,8 @@ Decoder = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 """Logits of the next token, shape (texts, vocabulary), from the last token of each text. The second argument says of
 which text of the step before each is the continuation; None: each of its own."""
 
+MOST_TEXTS = 512
+"""That are written at once, where several are for each window: so many scores of a vocabulary are held."""
 _NEVER = -1e9  # a score that no text has
 
 

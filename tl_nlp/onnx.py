@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tl_nlp.errors import RunError
-from tl_nlp.generation import Decoder, Settings, written
+from tl_nlp.generation import MOST_TEXTS, Decoder, Settings, written
 from tl_nlp.recipe import Task
 from tl_nlp.run import RECIPE, read_certificate
 from tl_nlp.tokenization import FastTokenizer
@@ -27,7 +27,6 @@ ENCODER, DECODER, GENERATION = "encoder.onnx", "decoder.onnx", "generation.json"
 SIDES = {"text": TEXT, "stated": STATED, "asked": ASKED}
 """What a document that compares reads: of each side `NAME`, its tokens by example, and `NAME_there`, which of them
 are."""
-_MOST_TEXTS = 512  # that are written at once, where several are for each window
 _ELSEWHERE = b"location"  # the key under which a tensor of ONNX names the file that it is in
 
 
@@ -141,7 +140,7 @@ class ExportedWriter(Exported):
     def infer(self, columns: dict[str, list[Any]]) -> list[np.ndarray]:
         """For each row the token ids that are written for its windows, shaped (windows, tokens)."""
         inputs, _, rows = self._read(columns)
-        most = len(rows) if self.settings.texts == 1 else max(1, _MOST_TEXTS // self.settings.texts)
+        most = len(rows) if self.settings.texts == 1 else max(1, MOST_TEXTS // self.settings.texts)
         parts = []
         for start in range(0, len(rows), most):
             part = {name: values[start : start + most] for name, values in inputs.items()}
