@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from tl_nlp import consensus, document
 from tl_nlp.families import without_peft
-from tl_nlp.objective import Objective
+from tl_nlp.objective import Objective, divergence, from_teacher, listwise, yes_or_no
 from tl_nlp.types import IGNORED
 
 Batch = dict[str, Tensor]
@@ -91,23 +91,6 @@ def pool(values: Tensor, rows: Tensor, weights: Tensor, n_rows: int) -> Tensor:
     sums = values.new_zeros(n_rows, values.shape[1]).index_add(0, rows, values * weights)
     totals = values.new_zeros(n_rows, 1).index_add(0, rows, weights)
     return sums / totals.clamp_min(torch.finfo(values.dtype).tiny)
-
-
-def _divergence(one: Tensor, other: Tensor) -> Tensor:
-    """The mean of both Kullback-Leibler divergences of the softmax over the last dimension."""
-    log_one, log_other = one.log_softmax(-1), other.log_softmax(-1)
-    return ((log_one.exp() - log_other.exp()) * (log_one - log_other)).sum(-1) / 2
-
-
-def _from_teacher(logits: Tensor, teachers: Tensor) -> Tensor:
-    """The Kullback-Leibler divergence of a softmax over the last dimension from a teacher's."""
-    ours, theirs = logits.log_softmax(-1), teachers.log_softmax(-1)
-    return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
-
-
-def _yes_or_no(logits: Tensor) -> Tensor:
-    """Logits whose softmax over a new last dimension are the sigmoid and what it lacks of one."""
-    return torch.stack([logits, torch.zeros_like(logits)], -1)
 
 
 class Pooled(Head):
@@ -187,10 +170,10 @@ class Classify(Pooled):
         return losses.sum(), batch["n_rows"]
 
     def soft_loss(self, logits: Tensor, batch: Batch, temperature: float) -> Tensor:
-        return temperature**2 * _from_teacher(logits / temperature, batch["soft_targets"] / temperature).sum()
+        return temperature**2 * from_teacher(logits / temperature, batch["soft_targets"] / temperature).sum()
 
     def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        return _divergence(one, other).sum()
+        return divergence(one, other).sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         return list(self.logits(model, batch).softmax(-1).cpu().numpy())
@@ -214,11 +197,11 @@ class Multilabel(Pooled):
         return losses.sum(), torch.tensor(labels.numel())
 
     def soft_loss(self, logits: Tensor, batch: Batch, temperature: float) -> Tensor:
-        both = (_yes_or_no(one / temperature) for one in (logits, batch["soft_targets"]))
-        return temperature**2 * _from_teacher(*both).sum()
+        both = (yes_or_no(one / temperature) for one in (logits, batch["soft_targets"]))
+        return temperature**2 * from_teacher(*both).sum()
 
     def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        return _divergence(_yes_or_no(one), _yes_or_no(other)).sum()
+        return divergence(yes_or_no(one), yes_or_no(other)).sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         return list(self.logits(model, batch).sigmoid().cpu().numpy())
@@ -238,7 +221,7 @@ class Regress(Pooled):
         labels = batch["labels"]
         known = ~labels.isnan()
         losses = self._distances(logits[known], labels[known]).sum()
-        return losses + objective.ranking * _listwise(self.shares(logits), labels), known.sum()
+        return losses + objective.ranking * listwise(self.shares(logits), labels), known.sum()
 
     def soft_targets(self, logits: Tensor) -> Tensor:
         return self.shares(logits)
@@ -265,19 +248,6 @@ class Regress(Pooled):
 
 
 _HUBER = 0.1  # of the scale
-_SHARPNESS = 0.1  # of the scale: grades that far apart are clearly of another rank
-
-
-def _listwise(scores: Tensor, labels: Tensor) -> Tensor:
-    """How far the order of a step's scores is from that of its labels: the cross-entropy of the softmax over the rows
-    (ListNet, Cao et al. 2007; beside regression, Yang et al. 2020), times the rows, summed over the traits."""
-    total = scores.new_zeros(())
-    for theirs, ours in zip(labels.T, scores.T, strict=True):
-        known = ~theirs.isnan()
-        targets = (theirs[known] / _SHARPNESS).softmax(0)
-        gap = targets * (targets.clamp_min(1e-9).log() - (ours[known] / _SHARPNESS).log_softmax(0))
-        total = total + gap.sum() * known.sum()
-    return total
 
 
 class Ordinal(Regress):
@@ -300,7 +270,7 @@ class Ordinal(Regress):
         steps = torch.arange(self.n_levels - 1, device=logits.device)
         losses = functional.binary_cross_entropy_with_logits(asked, (levels > steps).to(asked), reduction="none")
         losses = losses.masked_fill((levels < steps) | ~known.unsqueeze(2), 0).sum()
-        return losses + objective.ranking * _listwise(self.shares(logits), labels), known.sum()
+        return losses + objective.ranking * listwise(self.shares(logits), labels), known.sum()
 
     def shares(self, logits: Tensor) -> Tensor:
         return logits.unflatten(1, (-1, self.n_levels - 1)).sigmoid().cumprod(2).mean(2)
@@ -342,7 +312,7 @@ class Select(Head):
     def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
         unknown = batch["labels"].isnan() | one.isinf()
         lowest = torch.finfo(one.dtype).min / 2
-        return _divergence(one.masked_fill(unknown, lowest), other.masked_fill(unknown, lowest)).sum()
+        return divergence(one.masked_fill(unknown, lowest), other.masked_fill(unknown, lowest)).sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         return list(self.logits(model, batch).cpu().numpy())
@@ -399,7 +369,7 @@ class Generate(Head):
         return loss, torch.tensor(len(labels), device=labels.device)
 
     def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        return _divergence(one, other).sum()
+        return divergence(one, other).sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
