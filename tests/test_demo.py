@@ -451,6 +451,22 @@ def test_everybody_can_read_it(browser, url: str, width: int, dark: bool) -> Non
     assert not found, "\n".join(map(str, found))
 
 
+def test_what_is_there_stays_readable_while_a_tab_opens(browser, url: str) -> None:
+    """Gradio would dim it until the answer is there, text and all."""
+    with browsing(browser, url) as page:
+        page.evaluate("""() => {
+            window.dimmed = [];
+            new MutationObserver(changes => {
+                for (const {target} of changes)
+                    if (target.matches(".html-container.pending")) window.dimmed.push(target.innerText.slice(0, 80));
+            }).observe(document.body, {subtree: true, attributes: true, attributeFilter: ["class"]});
+        }""")
+        for tabs in (("labels", "Report"), ("Compare",), ("Label",), ("Train",)):
+            go(page, *tabs)
+            page.wait_for_timeout(300)
+        assert page.evaluate("window.dimmed") == []
+
+
 def test_without_a_run_it_begins_with_training(browser, tmp_path: Path) -> None:
     environment = {"TL_NLP_RUNS": str(tmp_path / "none")}
     with served_page(ROOT / "app.py", **environment) as url, browsing(browser, url) as page:

@@ -53,7 +53,7 @@ def add_compare(service: Service, page: gr.Blocks) -> None:
     def refreshed() -> Any:  # with the runs that were trained since
         return gr.update(choices=_choices(service)), _memory(service)
 
-    page.load(refreshed, None, [chosen, memory], api_visibility="private")
+    page.load(refreshed, None, [chosen, memory], api_visibility="private", show_progress="hidden")
     gr.on(
         [button.click, text.submit], compare, [chosen, text, pair], answers, api_visibility="private",
         show_progress_on=answers,

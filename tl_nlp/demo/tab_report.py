@@ -13,7 +13,7 @@ from tl_nlp.serving import Served
 
 def add_report(served: Served, tab: gr.Tab) -> None:
     report = gr.HTML(nothing_yet("The report comes here."), padding=False)
-    tab.select(lambda: _framed(served), None, report, api_visibility="private")
+    tab.select(lambda: _framed(served), None, report, api_visibility="private", show_progress="hidden")
 
 
 def _framed(served: Served) -> str:

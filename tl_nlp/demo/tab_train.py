@@ -130,8 +130,10 @@ def add_train(service: Service, jobs: Jobs, page: gr.Blocks, tab: gr.Tab) -> Non
     cancel.click(stop, chosen, watched, api_visibility="private")
     resume.click(go_on, chosen, watched, api_visibility="private")
     use.click(served, chosen, tried, api_visibility="private")
-    gr.on([page.load, tab.select], opened, None, [chosen, *watched], api_visibility="private", queue=False)
-    clock.tick(watch, chosen, watched, api_visibility="private", show_progress="hidden", queue=False)
+    # what is there while it is looked up stays readable: gradio dims what waits for an answer to a fifth
+    unasked: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
+    gr.on([page.load, tab.select], opened, None, [chosen, *watched], **unasked)
+    clock.tick(watch, chosen, watched, **unasked)
 
     @gr.render(inputs=tried)
     def try_it(name: str) -> None:
