@@ -34,7 +34,7 @@ format: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet --editable '.[demo,export,gpu,samples,dev]'
+	.venv/bin/pip install --quiet --editable '.[demo,export,gpu,openvino,samples,dev]'
 	touch $@
 
 clean:

@@ -27,6 +27,9 @@ from tl_nlp.rows import resolved
 
 TIMES = 5
 N_REQUESTS = 100
+EXPORTS: dict[str, dict[str, Any]] = {
+    "onnx float32": {}, "onnx int8": {"quantize": "int8"}, "openvino float32": {"format": "openvino"},
+}  # fmt: skip
 
 
 def main() -> None:
@@ -37,27 +40,27 @@ def main() -> None:
     n_rows = int(next((word for word in sys.argv[1:] if word.isdecimal()), 10_000))
     peer = pipeline("text-classification", model=str(run.artifact), device="cpu", dtype="float32")
     predictors = {"torch (tl_nlp)": Predictor.load(run)}
-    for name, quantize in (("onnx float32", None), ("onnx int8", "int8")):
-        export(run, folder / name, quantize=quantize, tolerance=0.1)
+    for name, options in EXPORTS.items():
+        export(run, folder / name, **options, tolerance=0.1)
         predictors[name] = Predictor.load(folder / name)
     sentences = list(resolved(run.recipe())[1]["test"]["text"])[:N_REQUESTS]
     reviews, labels = mixed(run, n_rows)
-    options = {"truncation": True, "max_length": 256}
+    cut = {"truncation": True, "max_length": 256}
 
     print(f"{'one request':24} {'p50, ms':>9} {'ratio':>6}")
     for name, predictor in predictors.items():
         ours, theirs = in_turn(
-            partial(p50, predictor, [[text] for text in sentences]), partial(p50, partial(peer, **options), sentences)
+            partial(p50, predictor, [[text] for text in sentences]), partial(p50, partial(peer, **cut), sentences)
         )
         print(f"{name:24} {1000 * ours:9.2f} {theirs / ours:6.2f}")
-    print(f"{'pipeline float32':24} {1000 * theirs:9.2f}\n")
+    print(f"{'pipeline float32':24} {1000 * theirs:9.2f}\n", flush=True)
 
     print(f"{f'{len(reviews)} reviews':24} {'a second':>9} {'ratio':>6} {'accuracy':>9}")
     answers: dict[str, list[str]] = {}
 
     def ask_peer() -> float:
         start = time.perf_counter()
-        answers["pipeline"] = [one["label"] for one in peer(reviews, batch_size=32, **options)]
+        answers["pipeline"] = [one["label"] for one in peer(reviews, batch_size=32, **cut)]
         return time.perf_counter() - start
 
     def ask(name: str) -> float:

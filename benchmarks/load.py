@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,8 +39,7 @@ class Told(NamedTuple):
 
 def main(run: Path, texts: list[str]) -> None:
     for precision in ("float32", "auto"):
-        predictor = Predictor.load(run)
-        predictor.precision = precision
+        predictor = Predictor.load(run, precision)
         wanted = [answer.probabilities for answer in predictor(texts)]
         print(f"\n{precision}")
         with Server(run, precision, 64) as together:
@@ -147,7 +147,8 @@ def serve(run: str, precision: str, most_together: str, port: str) -> None:
     from tl_nlp.serving import Service, Worker
 
     service = Service([Path(run)], Worker(int(most_together)))
-    service[None].predictor.precision = precision
+    (one,) = service.served.values()
+    service.served = {one.name: replace(one, predictor=Predictor.load(run, precision))}
     uvicorn.run(create_app(service, Rules()), port=int(port), access_log=False, log_level="warning")
 
 

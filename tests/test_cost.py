@@ -97,7 +97,10 @@ def test_an_estimate_grows_with_the_epochs_and_falls_with_the_steps(reviews: Pat
     assert done.training == 0 and done.evaluation == costs.answers > 0
 
 
-def test_stages_are_timed_apart(reviews: Path, tiny_bert: Path) -> None:
+def test_stages_are_timed_apart(
+    reviews: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TL_NLP_CACHE", str(tmp_path))  # other tests may have left the states there
     recipe = tiny_recipe(tiny_bert, reviews).override("training.epochs=6", "method.head_epochs=2.5")
     steps, probe = made(recipe)
     costs = probe()

@@ -127,8 +127,7 @@ def test_a_family_answers_the_same_as_an_export(checkpoint: Path, reviews: Path,
     run = train(tiny_recipe(checkpoint, reviews, method="lora"))
     found = export(run, tmp_path / "export")
     assert found["agreement"] == 1 and found["max_difference"]["relative"] < 1e-4
-    before, after = Predictor.load(run), Predictor.load(tmp_path / "export")
-    before.precision = "float32"
+    before, after = Predictor.load(run, "float32"), Predictor.load(tmp_path / "export")
     texts = ["good", "the film is bad " * 15, "a bad plot"]
     for ask in (before(texts), [before([text])[0] for text in texts]):
         for one, other in zip(ask, after(texts), strict=True):

@@ -23,6 +23,34 @@ def probabilities(predictor: Predictor) -> np.ndarray:
     return np.array([list(p.probabilities.values()) for p in predictor(["the good film", "a bad plot and more"])])
 
 
+@pytest.mark.parametrize("checkpoint", ["tiny_bert", "tiny_t5"])
+def test_attention_by_blocks_is_attention(checkpoint: str, request: pytest.FixtureRequest) -> None:
+    """For texts of several blocks, and for one that is more than a block."""
+    from transformers import AutoModel
+
+    from tl_nlp.attention import BLOCKS
+
+    longer = {} if checkpoint == "tiny_t5" else {"max_position_embeddings": 1200, "ignore_mismatched_sizes": True}
+    model = AutoModel.from_pretrained(request.getfixturevalue(checkpoint), **longer)
+    torch.manual_seed(0)
+    for n_texts, n_tokens in ((600, 48), (1, 1100)):
+        asked = {
+            "input_ids": torch.randint(5, 40, (n_texts, n_tokens)),
+            "attention_mask": torch.ones(n_texts, n_tokens),
+        }
+        asked["attention_mask"][::2, n_tokens // 2 :] = 0
+        if checkpoint == "tiny_t5":
+            asked["decoder_input_ids"] = asked["input_ids"][:, : n_tokens // 3]
+        states = []
+        for way in ("eager", BLOCKS):
+            model.set_attn_implementation(way)
+            with torch.inference_mode():
+                states.append(model.eval()(**asked).last_hidden_state)
+        plain, by_blocks = states
+        assert torch.isfinite(plain).all() and plain.std() > 0.1
+        torch.testing.assert_close(plain, by_blocks, rtol=1e-4, atol=1e-4)
+
+
 def test_a_packaged_checkpoint_is_pinned() -> None:
     assert (locate(MINILM) / "model.safetensors").is_file()
     with pytest.raises(CheckpointError, match=r"has sha256 53aa51172d.*, not the pinned 0000"):

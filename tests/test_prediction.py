@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+import torch
 from conftest import Answer, review_rows, tiny_recipe, write_jsonl
 
 from tl_nlp import Predictor, Run, evaluate, train
@@ -36,12 +37,20 @@ def test_a_tiny_model_learns_what_the_words_say(run: Run) -> None:
 @pytest.mark.parametrize(("precision", "close"), [("float32", 1e-5), ("bfloat16", 2e-3)])
 def test_predictions_do_not_depend_on_their_company(precision: str, close: float, run: Run) -> None:
     texts = [row["text"] * (1 + number % 4) for number, row in enumerate(review_rows(50, seed=5))]
-    predictor = Predictor.load(run.model_dir)
-    predictor.precision = precision
+    predictor = Predictor.load(run.model_dir, precision)
     together = predictor(texts)
     for text, prediction in zip(texts[:10], together[:10], strict=True):
         (alone,) = predictor([text])
         assert alone.probabilities == pytest.approx(prediction.probabilities, abs=close)
+
+
+def test_weights_in_bfloat16_answer_as_weights_that_are_cast(run: Run) -> None:
+    texts = [row["text"] for row in review_rows(50, seed=5)]
+    halved, cast = Predictor.load(run, "bfloat16"), Predictor.load(run, "float32")
+    assert halved.model.get_input_embeddings().weight.dtype == cast.model.classifier.weight.dtype == torch.float32
+    assert halved.model.classifier.weight.dtype == torch.bfloat16
+    exact, cast.precision = cast(texts), "bfloat16"
+    assert halved(texts) == cast(texts) != exact
 
 
 def test_predictor_refuses_what_it_cannot_read(run: Run) -> None:

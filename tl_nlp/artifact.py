@@ -174,13 +174,13 @@ def load_trained(folder: Path) -> tuple[Any, Any]:
 
 
 def shared_base(recipe: Recipe) -> str | None:
-    """Equal for recipes whose adapters can be on one model in memory: of one checkpoint, with heads of one shape. None
-    where a model is needed for the adapter alone."""
+    """Equal for recipes whose adapters can be on one model in memory: of one checkpoint, with heads of one shape, in
+    one precision. None where a model is needed for the adapter alone."""
     method, head = recipe.method, head_of(recipe.task)
     if not isinstance(method, PeftMethod) or method.moves != "blocks" or head.is_own:
         return None
     shape = {"head": recipe.task.head_kind, **recipe.task.head_settings(), "n_outputs": len(recipe.task.outputs())}
-    return json.dumps([recipe.checkpoint.model_dump(mode="json"), shape])
+    return json.dumps([recipe.checkpoint.model_dump(mode="json"), shape, recipe.training.precision])
 
 
 def load_beside(model: Any, folder: Path, name: str) -> Any:

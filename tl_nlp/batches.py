@@ -84,7 +84,7 @@ def passes(rows: Sequence[int], lengths: Sequence[list[int]], device_batch_size:
         yield here
 
 
-def budgeted(lengths: Sequence[list[int]], n_tokens: int = 8192) -> Iterator[list[int]]:
+def budgeted(lengths: Sequence[list[int]], n_tokens: int) -> Iterator[list[int]]:
     """All rows in batches for inference, long ones first, each of at most `n_tokens` tokens padding included. Rows that
     need less width have a batch of their own where that saves more padding than another pass takes."""
     widths = [tiled(max(windows)) for windows in lengths]

@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("run", metavar="RUN")
     sub.add_argument("--to", type=Path, metavar="DIR", required=True, help="a folder that is not there yet")
-    sub.add_argument("--format", choices=["onnx"], default="onnx", help="default: onnx, for ONNX Runtime")
+    sub.add_argument("--format", choices=["onnx", "openvino"], default="onnx", help="what reads it; default: onnx")
     sub.add_argument("--quantize", choices=["int8"], help="weights in a quarter of the room, products in less time")
     sub.add_argument(
         "--tolerance", type=float, default=0.01, help="loss of the main metric from which on nothing is written; 0.01"

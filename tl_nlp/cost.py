@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from tl_nlp import baselines, features
 from tl_nlp.batches import Encoded, budgeted, epoch_order, passes, window_lengths
 from tl_nlp.errors import NotFiniteError
+from tl_nlp.hardware import best_device, pass_tokens
 from tl_nlp.memory import optimizer_bytes
 from tl_nlp.prediction import Predictor
 from tl_nlp.schedule import Plan, Rates
@@ -258,7 +259,7 @@ def _reading(predictor: Predictor, encoded: Encoded, n_tokens: float) -> float:
     """Seconds for a token, padding included, of which `n_tokens` will be read: from passes that grow until one is whole
     or they take long, after one that makes ready."""
     lengths = window_lengths(encoded)
-    parts = list(budgeted(lengths))
+    parts = list(budgeted(lengths, predictor.pass_tokens))
     rows = parts[len(parts) // 2]
 
     def timed(some: list[int]) -> float:
@@ -280,7 +281,7 @@ def _reading(predictor: Predictor, encoded: Encoded, n_tokens: float) -> float:
 
 def padded(lengths: Sequence[list[int]]) -> int:
     """The tokens of all rows, padding included, as they are read."""
-    return sum(_padded(lengths, rows) for rows in budgeted(lengths))
+    return sum(_padded(lengths, rows) for rows in budgeted(lengths, pass_tokens(best_device())))
 
 
 def _padded(lengths: Sequence[list[int]], rows: list[int]) -> int:

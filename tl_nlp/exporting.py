@@ -52,6 +52,8 @@ _OTHERS = 2  # times as many answers may be others: most of those that change ar
 _EQUAL = 1e-3  # what sums in another order come to, of numbers about 1: beyond it the graph is not the model
 _MOST_ROWS = 2000  # of the test split, that are answered twice
 GRAPHS = (MODEL, DOCUMENT, ENCODER, DECODER)
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
+"""The package that reads each format."""
 _MOST_REQUESTS = 50  # that are timed one by one
 
 
@@ -59,15 +61,17 @@ def export(
     run: str | Path | Run,
     to: str | Path,
     *,
+    format: Literal["onnx", "openvino"] = "onnx",
     quantize: Literal["int8"] | None = None,
     tolerance: float = TOLERANCE,
     split: str = "test",
 ) -> dict[str, Any]:
     """Writes a run, or an artifact alone, as a folder that answers without torch; returns its certificate.
 
-    Adapters are merged. With `quantize` the weights are int8 and activations are so as they come. Raises RunError where
-    the folder is there already, for a model that has no such form, and, with figures, where the export loses more than
-    the tolerance on the rows of the split: then nothing is written. Raises DataError where those rows cannot be had.
+    Adapters are merged. `format` is what reads it, ONNX Runtime or OpenVINO, and what it is tried with. With `quantize`
+    the weights are int8 and activations are so as they come. Raises RunError where the folder is there already, for a
+    model that has no such form, and, with figures, where the export loses more than the tolerance on the rows of the
+    split: then nothing is written. Raises DataError where those rows cannot be had.
     """
     folder, to = run.folder if isinstance(run, Run) else local(run), Path(to)
     artifact = artifact_folder(folder)
@@ -95,16 +99,15 @@ def export(
                 write_model(plain, tokenizer, quantize, made / MODEL)
             if has_document:
                 write_document(document_of(plain), plain.config.hidden_size, made / DOCUMENT)
-        exported = Exported.read(made, recipe.task, has_document)
+        exported = Exported.read(made, recipe.task, has_document, format)
         after = Predictor(exported, exported.tokenizer, recipe.task, recipe=recipe)
-        before = Predictor.load(artifact)
-        before.precision = "float32"
+        before = Predictor.load(artifact, "float32")
         files = {
             name: described(made / name) for name in (*GRAPHS, GENERATION, TOKENIZER, RECIPE) if (made / name).exists()
         }
         found = {
             "format": 1,
-            "export": "onnx",
+            "export": format,
             "quantized": quantize,
             "tolerance": tolerance,
             "split": split,
@@ -115,7 +118,7 @@ def export(
                 "after": sum(files[name]["bytes"] for name in GRAPHS if name in files),
             },
             "device": device_name(torch.device("cpu")),
-            "versions": {**versions(), **{name: version(name) for name in ("onnx", "onnxruntime", "tokenizers")}},
+            "versions": {**versions(), **{name: version(name) for name in ("onnx", RUNTIMES[format], "tokenizers")}},
             "files": files,
         }
         _refuse_loss(found, recipe)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tl_nlp.batches import Columns, Encoded, budgeted, collate, window_lengths
 from tl_nlp.families import head_modules, in_head
 from tl_nlp.feature_cache import FeatureCache, row_keys
-from tl_nlp.hardware import inferring, is_half
+from tl_nlp.hardware import inferring, is_half, pass_tokens
 from tl_nlp.heads import Head
 
 MAX_BYTES = 2 * 10**9  # of features in memory; beyond, the backbone runs every epoch
@@ -182,7 +182,7 @@ def last_states(
     lengths = window_lengths(encoded)
     bar = tqdm(total=len(lengths), desc=description, unit="row", file=sys.stderr)
     with inferring(model, precision) as device, bar:
-        for rows in budgeted(lengths):
+        for rows in budgeted(lengths, pass_tokens(device)):
             columns = encoded[rows]
             batch = collate({name: columns[name] for name in columns if name != "labels"}, pad_id, device)
             inputs = {n: batch[n] for n in ("input_ids", "attention_mask", "token_type_ids") if n in batch}

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tl_nlp.attention import BLOCKS
 from tl_nlp.families import without_peft
 
 
@@ -30,20 +31,26 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 def inferring(model: Any, precision: str) -> Iterator[torch.device]:
     """Within the block the model answers and does not learn; gives the device it is on.
 
-    Attention is the fused kernel where the family has one: on a CPU only its backward pass is the slower one.
+    On a CPU attention goes by blocks, where the family lets it be chosen: see `attention`.
     """
     device = next(model.parameters()).device
     plain = without_peft(model)
     is_slow = plain.config._attn_implementation == "eager" and plain._supports_sdpa
     model.eval()
     if is_slow:
-        plain.set_attn_implementation("sdpa")
+        plain.set_attn_implementation(BLOCKS)
     try:
         with torch.inference_mode(), autocast(precision, device):
             yield device
     finally:
         if is_slow:
             plain.set_attn_implementation("eager")
+
+
+def pass_tokens(device: torch.device) -> int:
+    """How many tokens a model reads in one pass of inference, padding included: on a CPU as many as its caches hold the
+    states of, of MiniLM (docs/lab.md)."""
+    return 8192 if device.type == "cuda" else 2048
 
 
 def is_half(precision: str, device: torch.device) -> bool:

@@ -304,6 +304,18 @@ def unquantized(model: Any) -> list[str]:
     return head_modules(model) or ["lm_head"]
 
 
+def halved(model: Any) -> Any:
+    """The model with the weights of its products in bfloat16, for inference under autocast: the same answers to the
+    last bit, since they would be cast there, for each pass anew."""
+    import torch
+
+    for part in model.modules():
+        if type(part) is torch.nn.Linear and part.weight.dtype == torch.float32:
+            for name, weight in list(part.named_parameters(recurse=False)):  # one that is tied stays as it is elsewhere
+                setattr(part, name, torch.nn.Parameter(weight.detach().bfloat16(), requires_grad=False))
+    return model
+
+
 def placed(model: Any, device: Any) -> Any:
     """The model on the device; one that was loaded there, as quantized ones are, stays as it is."""
     return model if getattr(model, "hf_device_map", None) else model.to(device)

@@ -1,4 +1,4 @@
-"""Exports read by ONNX Runtime: what the heads infer from a model of torch, here without torch and transformers.
+"""Exports read by ONNX Runtime or OpenVINO: what heads infer from a model of torch, without torch and transformers.
 
 Of each head there is a twin in numpy, of its inference alone; what a `Document` does is in a graph of its own.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,6 +34,8 @@ _ELSEWHERE = b"location"  # the key under which a tensor of ONNX names the file 
 class Exported:
     """A model that ONNX Runtime computes: `infer` answers as a head does with a model of torch."""
 
+    pass_tokens = 512  # padding included; more take longer by the token, less no shorter (docs/lab.md)
+
     def __init__(self, task: Task, tokenizer: FastTokenizer, n_bytes: int, model: Any, document: Any = None):
         self.task, self.tokenizer, self.n_bytes = task, tokenizer, n_bytes
         self._model, self._document = model, document
@@ -41,7 +44,8 @@ class Exported:
     @classmethod
     def load(cls, folder: Path, task: Task) -> Exported:
         """The export in a folder, whose files must be those that its certificate is for. Raises RunError."""
-        certified = read_certificate(folder).get("files")
+        certificate = read_certificate(folder)
+        certified = certificate.get("files")
         graphs = {ENCODER, DECODER, GENERATION} if task.head == "generate" else {MODEL}
         if not isinstance(certified, dict) or not {*graphs, TOKENIZER, RECIPE} <= set(certified):
             raise RunError(f"the certificate in {folder} does not tell which files it is for")
@@ -49,15 +53,16 @@ class Exported:
             found = described(folder / name) if (folder / name).is_file() else None
             if found != certified[name]:
                 raise RunError(f"{folder / name} is not the file that its certificate is for; export the run again")
-        return cls.read(folder, task, DOCUMENT in certified)
+        return cls.read(folder, task, DOCUMENT in certified, certificate.get("export", "onnx"))
 
     @classmethod
-    def read(cls, folder: Path, task: Task, has_document: bool) -> Exported:
-        """What is in a folder, whatever its certificate says. Raises RunError."""
+    def read(cls, folder: Path, task: Task, has_document: bool, runtime: str) -> Exported:
+        """What is in a folder, whatever its certificate says, read by "onnx" (ONNX Runtime) or "openvino". Raises
+        RunError."""
         if task.head == "generate":
-            return ExportedWriter.of(folder, task)
+            return ExportedWriter.of(folder, task, runtime)
         graphs = [folder / name for name in (MODEL, DOCUMENT)[: 1 + has_document]]
-        model, *document = map(_session, graphs)
+        model, *document = (_session(path, runtime) for path in graphs)
         has_types = "token_type_ids" in {one.name for one in model.get_inputs()}
         tokenizer = FastTokenizer.load(folder / TOKENIZER, has_types)
         return cls(task, tokenizer, sum(path.stat().st_size for path in graphs), model, *document)
@@ -117,6 +122,8 @@ class ExportedWriter(Exported):
     """A model that writes. The encoder's graph gives what the decoder looks at; the decoder's reads a token for each
     text and keeps what it has read."""
 
+    pass_tokens = 8192  # many texts, since a step of a few takes as long
+
     def __init__(
         self, task: Task, tokenizer: FastTokenizer, n_bytes: int, encoder: Any, decoder: Any, settings: Settings
     ):
@@ -125,8 +132,8 @@ class ExportedWriter(Exported):
         tokenizer.eos_token_id = settings.ends[0]
 
     @classmethod
-    def of(cls, folder: Path, task: Task) -> ExportedWriter:
-        """What is in a folder. Raises RunError."""
+    def of(cls, folder: Path, task: Task, runtime: str) -> ExportedWriter:
+        """What is in a folder, see `read`. Raises RunError."""
         try:
             told = json.loads((folder / GENERATION).read_text("utf-8"))
             settings = Settings(**{**told, "ends": tuple(told["ends"])})
@@ -135,7 +142,7 @@ class ExportedWriter(Exported):
         encoder, decoder = folder / ENCODER, folder / DECODER
         tokenizer = FastTokenizer.load(folder / TOKENIZER, has_types=False)
         n_bytes = encoder.stat().st_size + decoder.stat().st_size
-        return cls(task, tokenizer, n_bytes, _session(encoder), _session(decoder), settings)
+        return cls(task, tokenizer, n_bytes, _session(encoder, runtime), _session(decoder, runtime), settings)
 
     def infer(self, columns: dict[str, list[Any]]) -> list[np.ndarray]:
         """For each row the token ids that are written for its windows, shaped (windows, tokens)."""
@@ -187,22 +194,81 @@ def described(path: Path) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _session(path: Path) -> Any:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise RunError("an export is read by ONNX Runtime: pip install 'tl-nlp[serve]'") from None
+def _session(path: Path, runtime: str) -> Any:
+    """What computes a graph, as ONNX Runtime's `InferenceSession` does."""
     data = path.read_bytes()
     if _ELSEWHERE in data:  # nothing that we write has this word
         raise RunError(f"{path} reads weights from another file, and an export has its own in it")
+    read = _OpenVino if runtime == "openvino" else _of_onnxruntime
+    try:
+        return read(data)
+    except ImportError:
+        extra = {"openvino": "OpenVINO: pip install 'tl-nlp[openvino]'"}.get(
+            runtime, "ONNX Runtime: pip install 'tl-nlp[serve]'"
+        )
+        raise RunError(f"this export is read by {extra}") from None
+    except Exception as error:  # ONNX Runtime has a class for each kind, and no base
+        raise RunError(f"{path} cannot be read: {str(error).strip().splitlines()[0]}") from None
+
+
+def _n_threads() -> int:
+    """How many are asked for; 0: one for each core."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() else 0
+
+
+def _of_onnxruntime(data: bytes) -> Any:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    options.intra_op_num_threads = int(given) if given.isdecimal() else 0  # 0: one for each core
-    try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has a class for each kind, and no base
-        raise RunError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    options.intra_op_num_threads = _n_threads()
+    # its sum and norm in one operator takes five times as long as the two (onnxruntime 1.32: docs/lab.md)
+    return onnxruntime.InferenceSession(
+        data, options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
+    )
+
+
+@cache
+def _openvino_core() -> Any:
+    """One for the whole process: each gives signal handlers a stack of its own and, when it goes, puts back what was
+    there before, so that two which go in the order they came leave one that is no more (openvino 2026.4)."""
+    import openvino
+
+    return openvino.Core()
+
+
+class _Port(NamedTuple):
+    name: str
+    shape: list[int | None]  # None: of any size
+
+
+class _OpenVino:
+    """A graph of ONNX that OpenVINO computes, asked as ONNX Runtime is."""
+
+    def __init__(self, data: bytes):
+        core = _openvino_core()
+        model = core.read_model(data, b"")
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": _n_threads()}
+        self._request = core.compile_model(model, "CPU", options).create_infer_request()
+        self._inputs, self._outputs = map(_ports, (model.inputs, model.outputs))
+
+    def get_inputs(self) -> list[_Port]:
+        return self._inputs
+
+    def get_outputs(self) -> list[_Port]:
+        return self._outputs
+
+    def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        results = self._request.infer(inputs, share_inputs=True)
+        return [results[name] for name in names]
+
+
+def _ports(ports: Any) -> list[_Port]:
+    return [
+        _Port(one.any_name, [None if size.is_dynamic else size.get_length() for size in one.partial_shape])
+        for one in ports
+    ]
 
 
 def _padded(windows: Any, mask: np.ndarray, fill: int) -> np.ndarray:

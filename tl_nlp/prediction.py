@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tl_nlp.batches import Columns, Encoded, budgeted, collate, tiled, window_lengths
 from tl_nlp.errors import DataError, RunError
 from tl_nlp.hub import local
-from tl_nlp.onnx import Exported
+from tl_nlp.onnx import Exported, ExportedWriter
 from tl_nlp.recipe import Recipe, Task
 from tl_nlp.rows import columns_of, select
 from tl_nlp.run import Run, artifact_folder, is_export, read_recipe
@@ -53,9 +53,10 @@ class Predictor:
         return head_of(self.task)
 
     @classmethod
-    def load(cls, run: str | Path | Run) -> Predictor:
+    def load(cls, run: str | Path | Run, precision: str | None = None) -> Predictor:
         """The predictor of a run directory, of an artifact (its model/) or an export, or of owner/name on the Hub.
 
+        It computes in the recipe's `training.precision`, or in the one that is given; an export as it was written.
         Raises RunError, CheckpointError, HubError.
         """
         folder = run.artifact if isinstance(run, Run) else artifact_folder(local(run))
@@ -64,11 +65,13 @@ class Predictor:
             exported = Exported.load(folder, recipe.task)
             return cls(exported, exported.tokenizer, recipe.task, recipe=recipe)
         from tl_nlp.artifact import load_trained
-        from tl_nlp.hardware import best_device
-        from tl_nlp.model import placed
+        from tl_nlp.hardware import best_device, is_half
+        from tl_nlp.model import halved, placed
 
         model, tokenizer = load_trained(folder)
-        return cls(placed(model, best_device()), tokenizer, recipe.task, recipe.training.precision, recipe)
+        device, precision = best_device(), precision or recipe.training.precision
+        model = placed(halved(model) if is_half(precision, device) else model, device)
+        return cls(model, tokenizer, recipe.task, precision, recipe)
 
     def beside(self, artifact: Path) -> Predictor:
         """The predictor of another adapter's artifact, on the model of this one: see `artifact.shared_base`."""
@@ -141,12 +144,22 @@ class Predictor:
         if self.adapter is not None and self.model.active_adapter != self.adapter:
             self.model.set_adapter(self.adapter)
 
+    @property
+    def pass_tokens(self) -> int:
+        """How many tokens are read in one pass, padding included."""
+        if isinstance(self.model, Exported):
+            return self.model.pass_tokens
+        from tl_nlp.hardware import pass_tokens
+
+        device = next(self.model.parameters()).device
+        return ExportedWriter.pass_tokens if self.task.head == "generate" else pass_tokens(device)
+
     def infer(self, encoded: Encoded, bar: Any = None) -> list[np.ndarray]:
         """What the head infers for each encoded row, in their order; each pass keeps within a token budget."""
         lengths = window_lengths(encoded)
         outputs: list[np.ndarray] = [np.empty(0)] * len(lengths)
         with self._answering() as answer:
-            for rows in budgeted(lengths):
+            for rows in budgeted(lengths, self.pass_tokens):
                 columns = encoded[rows]
                 found = answer({name: columns[name] for name in columns if name != "labels"})
                 for row, output in zip(rows, found, strict=True):

@@ -314,7 +314,12 @@ def export(arguments: argparse.Namespace) -> None:
     from tl_nlp.exporting import export, told
 
     found = export(
-        folder, arguments.to, quantize=arguments.quantize, tolerance=arguments.tolerance, split=arguments.split
+        folder,
+        arguments.to,
+        format=arguments.format,
+        quantize=arguments.quantize,
+        tolerance=arguments.tolerance,
+        split=arguments.split,
     )
     for line in told(found):
         print(line)

@@ -1,0 +1,59 @@
+"""Attention on a CPU, in blocks of texts whose scores stay in its caches; for inference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import eager_mask
+
+BLOCKS = "tl_nlp_blocks"
+"""Its name as an `attn_implementation` of transformers; whatever can have "sdpa" can have it."""
+_MOST_SCORES = 1 << 21  # of a block, which are 4 MB in bfloat16
+
+
+def _in_blocks(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    position_bias: Tensor | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """softmax(query keyᵀ · scaling + bias) value; parts of shape (texts, heads, tokens, size), the answer (texts,
+    tokens, heads, size). In bfloat16 the scores are rounded, as they are in training; a text that is a block too many
+    by itself goes to torch's own, which holds no scores and takes twice the time."""
+    n_texts, n_heads, n_asked, size = query.shape
+    n_scores = n_heads * n_asked * key.shape[2]
+    if n_scores > _MOST_SCORES:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, position_bias=position_bias, **more
+        )
+    n_repeated = n_heads // key.shape[1]
+    key, value = repeat_kv(key, n_repeated).transpose(2, 3), repeat_kv(value, n_repeated)
+    read = query.new_empty(n_texts, n_asked, n_heads, value.shape[3])
+    with torch.autocast("cpu", enabled=False):  # which would have the shares in float32
+        for start in range(0, n_texts, most := _MOST_SCORES // n_scores):
+            block = slice(start, start + most)
+            scores = query[block] * (size**-0.5 if scaling is None else scaling) @ key[block]
+            for bias in (attention_mask, position_bias):
+                if bias is not None:  # of each text, or of any
+                    scores += bias[block] if len(bias) > 1 else bias
+            read[block] = (scores.softmax(-1) @ value[block]).transpose(1, 2)
+    return read, None
+
+
+def _mask(*args: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Tensor:
+    """What is added to scores, in the number format that they have."""
+    return eager_mask(
+        *args, dtype=torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else dtype, **options
+    )
+
+
+AttentionInterface.register(BLOCKS, _in_blocks)
+AttentionMaskInterface.register(BLOCKS, _mask)
