@@ -89,7 +89,7 @@ def trained(name: str, recipe: Recipe, epochs: float, seed: int) -> Trained:
 
 def ours(recipe: Recipe, epochs: float, seed: int) -> Trained:
     recipe = recipe.override(f"training.epochs={epochs}", f"training.seed={seed}")
-    results = train(recipe, root=tempfile.mkdtemp(prefix="tl_nlp-trainer-")).results()
+    results = train(recipe, root=Path(tempfile.mkdtemp(prefix="tl_nlp-trainer-"))).results()
     return Trained(results["train"]["seconds"], results["splits"]["test"]["metrics"]["accuracy"]["value"])
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "sentiment.py"
 EPOCHS = 10
 WORDS = ["method=head", f"training.epochs={EPOCHS}", "training.lr=5e-3", "training.head_lr=null", "data.similarity=1"]
 
@@ -41,7 +42,7 @@ def last_line(out: str) -> list[float]:
 
 
 def ours(folder: Path, seed: int) -> tuple[float, float, float]:
-    words = [sys.executable, "-m", "tl_nlp", "train", "sentiment", *WORDS, f"training.seed={seed}"]
+    words = [sys.executable, "-m", "tl_nlp", "train", str(RECIPE), *WORDS, f"training.seed={seed}"]
 
     def read(out: str) -> list[float]:
         results = json.loads((Path(out.splitlines()[-1]) / "results.json").read_text())
@@ -74,7 +75,7 @@ def with_trainer() -> None:
     from tl_nlp.pretrained import load_tokenizer
     from tl_nlp.rows import resolved
 
-    recipe = load_recipe("sentiment", "data.similarity=1")
+    recipe = load_recipe(RECIPE, "data.similarity=1")
     checkpoint = locate(recipe.checkpoint)
     tokenizer, labels = load_tokenizer(checkpoint), recipe.task.outputs()
     rows = resolved(recipe)[1].map(

@@ -23,15 +23,30 @@ def probabilities(predictor: Predictor) -> np.ndarray:
     return np.array([list(p.probabilities.values()) for p in predictor(["the good film", "a bad plot and more"])])
 
 
-@pytest.mark.parametrize("checkpoint", ["tiny_bert", "tiny_t5"])
+def capped() -> torch.nn.Module:
+    """A T5Gemma whose scores have a bound, and whose queries share keys; large weights, so that it matters."""
+    from transformers import AutoConfig, AutoModel
+
+    stack = {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32,
+        "intermediate_size": 128, "vocab_size": 200, "attn_logit_softcapping": 1.0, "initializer_range": 0.3,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModel.from_config(AutoConfig.for_model("t5gemma", encoder=stack, decoder=stack))
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny_bert", "tiny_t5", "t5gemma"])
 def test_attention_by_blocks_is_attention(checkpoint: str, request: pytest.FixtureRequest) -> None:
     """For texts of several blocks, and for one that is more than a block."""
     from transformers import AutoModel
 
     from tl_nlp.attention import BLOCKS
 
-    longer = {} if checkpoint == "tiny_t5" else {"max_position_embeddings": 1200, "ignore_mismatched_sizes": True}
-    model = AutoModel.from_pretrained(request.getfixturevalue(checkpoint), **longer)
+    longer = {"max_position_embeddings": 1200, "ignore_mismatched_sizes": True} if checkpoint == "tiny_bert" else {}
+    if checkpoint == "t5gemma":
+        model = capped()
+    else:
+        model = AutoModel.from_pretrained(request.getfixturevalue(checkpoint), **longer)
     torch.manual_seed(0)
     for n_texts, n_tokens in ((600, 48), (1, 1100)):
         asked = {
@@ -39,7 +54,7 @@ def test_attention_by_blocks_is_attention(checkpoint: str, request: pytest.Fixtu
             "attention_mask": torch.ones(n_texts, n_tokens),
         }
         asked["attention_mask"][::2, n_tokens // 2 :] = 0
-        if checkpoint == "tiny_t5":
+        if checkpoint != "tiny_bert":
             asked["decoder_input_ids"] = asked["input_ids"][:, : n_tokens // 3]
         states = []
         for way in ("eager", BLOCKS):

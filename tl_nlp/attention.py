@@ -23,6 +23,7 @@ def _in_blocks(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     position_bias: Tensor | None = None,
+    softcap: float | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
     """softmax(query keyᵀ · scaling + bias) value; parts of shape (texts, heads, tokens, size), the answer (texts,
@@ -30,17 +31,20 @@ def _in_blocks(
     by itself goes to torch's own, which holds no scores and takes twice the time."""
     n_texts, n_heads, n_asked, size = query.shape
     n_scores = n_heads * n_asked * key.shape[2]
-    if n_scores > _MOST_SCORES:
+    if n_scores > _MOST_SCORES and softcap is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, position_bias=position_bias, **more
         )
+    most = max(1, _MOST_SCORES // n_scores)
     n_repeated = n_heads // key.shape[1]
     key, value = repeat_kv(key, n_repeated).transpose(2, 3), repeat_kv(value, n_repeated)
     read = query.new_empty(n_texts, n_asked, n_heads, value.shape[3])
     with torch.autocast("cpu", enabled=False):  # which would have the shares in float32
-        for start in range(0, n_texts, most := _MOST_SCORES // n_scores):
+        for start in range(0, n_texts, most):
             block = slice(start, start + most)
             scores = query[block] * (size**-0.5 if scaling is None else scaling) @ key[block]
+            if softcap is not None:
+                scores = (scores / softcap).tanh() * softcap
             for bias in (attention_mask, position_bias):
                 if bias is not None:  # of each text, or of any
                     scores += bias[block] if len(bias) > 1 else bias

@@ -44,6 +44,7 @@ def _attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     position_bias: torch.Tensor | None = None,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """The operator that ONNX has for it, which ONNX Runtime computes in less time than the dozen that it stands for."""
@@ -55,6 +56,7 @@ def _attention(
         told,
         attn_mask=reduce(add, biases) if biases else None,
         scale=scaling,
+        softcap=softcap or 0.0,
         q_num_heads=query.shape[1],
         kv_num_heads=key.shape[1],
     )

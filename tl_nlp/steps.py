@@ -94,7 +94,7 @@ class Steps:
         self.unfreeze(step)
         rates = self._set_rates(step, rates)
         while True:
-            torch.manual_seed(_mix(self.training.seed, step, self.accelerator.process_index))
+            _seed(_mix(self.training.seed, step, self.accelerator.process_index), self.device)
             with self.anchor.mixing(_mix(self.training.seed, step, "mixout")):
                 total, count, n_failed = self._backward(step, rows)
             if not n_failed:
@@ -121,15 +121,17 @@ class Steps:
         Dropout acts, but not in a backbone of which nothing learns: its states are features, cached or not.
         """
         learning = self.plan.learning(self.names, self.head_modules, step)
-        if learning != self._learning:
+        has_changed = learning != self._learning
+        if has_changed:
             freeze(self.model)
             for name, weight in self.weights.by_name.items():
                 weight.requires_grad_(name in learning or name in self.weights.beside)
             self._learning = learning
             self._n_learning = sum(weight.numel() for name, weight in self.weights.by_name.items() if name in learning)
-        self.model.train()
-        if self.is_alone:
-            backbone(self.model).eval()
+        if has_changed or not self.model.training:  # which takes as long as a step of a head alone
+            self.model.train()
+            if self.is_alone:
+                backbone(self.model).eval()
 
     @property
     def is_alone(self) -> bool:
@@ -280,6 +282,13 @@ def freeze(model: Any) -> None:
     """No weight learns."""
     for weight in model.parameters():
         weight.requires_grad_(False)
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """As `torch.manual_seed`, which looks at every kind of device there is, a tenth of a step of a head alone."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
 
 
 def _mix(*values: int | str) -> int:

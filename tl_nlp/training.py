@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -88,6 +89,8 @@ def _train(run: Run, prepared: Prepared, accelerator: Accelerator, weights_only:
     progress = _fit(steps, predictor, prepared, watched, run, weights_only)
     if known is not None:
         save_artifact(predictor.model, prepared.tokenizer, _calibrated(predictor, prepared), run)
+        del steps, predictor
+        gc.collect()  # or the model would be in memory twice while the artifact is scored
         _finish(run, prepared, known, progress, estimate, started)
         write_report(run)
     accelerator.wait_for_everyone()
