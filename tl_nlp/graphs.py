@@ -20,7 +20,8 @@ from tl_nlp.errors import RunError
 from tl_nlp.generation import Settings
 from tl_nlp.onnx import DECODER, ENCODER, SIDES
 
-_OPSET = 23  # the first with attention in it
+# of those that have attention: of one with 23 onnxscript makes rotary embeddings that ONNX Runtime refuses (ModernBERT)
+_OPSET = 24
 _ATTENTION = "tl_nlp_onnx"
 
 
