@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -199,14 +200,14 @@ def _session(path: Path, runtime: str) -> Any:
     data = path.read_bytes()
     if _ELSEWHERE in data:  # nothing that we write has this word
         raise RunError(f"{path} reads weights from another file, and an export has its own in it")
-    read = _OpenVino if runtime == "openvino" else _of_onnxruntime
+    reader: tuple[Callable[[bytes], Any], str] = _of_onnxruntime, "ONNX Runtime: pip install 'tl-nlp[serve]'"
+    if runtime == "openvino":
+        reader = _OpenVino, "OpenVINO: pip install 'tl-nlp[openvino]'"
+    read, told = reader
     try:
         return read(data)
     except ImportError:
-        extra = {"openvino": "OpenVINO: pip install 'tl-nlp[openvino]'"}.get(
-            runtime, "ONNX Runtime: pip install 'tl-nlp[serve]'"
-        )
-        raise RunError(f"this export is read by {extra}") from None
+        raise RunError(f"this export is read by {told}") from None
     except Exception as error:  # ONNX Runtime has a class for each kind, and no base
         raise RunError(f"{path} cannot be read: {str(error).strip().splitlines()[0]}") from None
 
