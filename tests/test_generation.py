@@ -1,8 +1,10 @@
 """Models that write: T5, BART, and one begun from an encoder; each learns to copy the start of its text."""
 
+import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +18,14 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    T5ForConditionalGeneration,
 )
 
-from tl_nlp import Predictor, Recipe, Run, consensus, train
+from tl_nlp import Predictor, Recipe, Run, generation, train
+from tl_nlp.batches import Columns
 from tl_nlp.errors import CheckpointError, RecipeError
 from tl_nlp.generation import most_alike
+from tl_nlp.heads import head_of
 from tl_nlp.tasks.summarization import Summarization
 from tl_nlp.types import IGNORED
 
@@ -97,6 +102,62 @@ def test_each_learns_to_copy_and_writes_what_transformers_writes(copied: Run) ->
         assert ours == theirs
 
 
+SEARCHES = [
+    {"max_new_tokens": 20},
+    {"max_new_tokens": 20, "min_new_tokens": 6, "no_repeat_ngrams": 2},
+    {"max_new_tokens": 20, "beams": 4},
+    {"max_new_tokens": 20, "beams": 3, "length_penalty": 2.0, "min_new_tokens": 4, "no_repeat_ngrams": 3},
+    {"max_new_tokens": 12, "beams": 5, "length_penalty": -1.0},
+]
+
+
+@pytest.mark.parametrize("searched", SEARCHES, ids=str)
+@pytest.mark.parametrize("marks", [{}, {"early_stopping": True, "forced_bos_token_id": 7, "forced_eos_token_id": 1}])
+def test_many_searched_at_once_are_as_each_by_transformers(
+    searched: dict[str, Any], marks: dict[str, Any], tiny_t5: Path
+) -> None:
+    """Of a model that ends its texts anywhere, so that most of a batch is done before the last."""
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(
+        AutoConfig.for_model("t5", vocab_size=200, **MARKS, **LIKE_T5, tie_word_embeddings=False)
+    ).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(2)
+        model.lm_head.weight[1] *= 2.5
+    model.set_attn_implementation("eager")
+    model.generation_config.update(**marks)
+    tokenizer, task = AutoTokenizer.from_pretrained(tiny_t5), Summarization(max_length=32, **searched)
+    head_of(task).install(model)
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(FILLER, k=draw.randint(1, 20))) for _ in range(60)]
+    ours = [one.text for one in Predictor(model, tokenizer, task, "float32")(texts)]
+    theirs, lengths = [], set()
+    for text in texts:
+        inputs = tokenizer(text, truncation=True, max_length=32, return_tensors="pt")
+        (ids,) = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        theirs.append(tokenizer.decode(ids, skip_special_tokens=True).strip())
+        lengths.add(len(ids))
+    assert ours == theirs
+    assert len(lengths) > 4
+
+
+def test_what_a_checkpoint_asks_beyond_a_recipe_is_done(tiny_t5: Path, leads: Path, tmp_path: Path) -> None:
+    """By transformers, a text after another as all at once; what draws does not know it."""
+    folder = shutil.copytree(tiny_t5, tmp_path / "t5")
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(
+        json.dumps({**settings, "bad_words_ids": [[n] for n in range(5, 90)]})
+    )
+    recipe = copier(folder, leads, min_new_tokens=4).override("data.rows=60")
+    predictor = Predictor.load(train(recipe))
+    texts = [" ".join(FILLER[at : at + 6]) for at in range(8)]
+    written = predictor.infer(Columns(predictor.task.encode({"text": texts}, predictor.tokenizer)))
+    assert not any(np.isin(ids, range(5, 90)).any() for ids in written)
+    with pytest.raises(RecipeError, match=r"task\.candidates: .*bad_words_ids"):
+        train(recipe.override("task.candidates=4"))
+
+
 def test_settings_are_kept_in_the_artifact(tiny_t5: Path, leads: Path) -> None:
     chosen = {"beams": 2, "length_penalty": 0.5, "no_repeat_ngrams": 2, "min_new_tokens": 2}
     run = train(copier(tiny_t5, leads, **chosen).override("data.rows=40"))
@@ -125,7 +186,9 @@ def test_settings_change_what_is_written(tiny_t5: Path, leads: Path) -> None:
         tiny_recipe(Path(), Path("x.csv"), {"kind": "summarization", "length_penalty": 2.0})
 
 
-def test_of_many_drawn_texts_the_one_that_others_agree_with_is_kept(tiny_t5: Path, leads: Path) -> None:
+def test_of_many_drawn_texts_the_one_that_others_agree_with_is_kept(
+    tiny_t5: Path, leads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predictor = Predictor.load(train(copier(tiny_t5, leads).override("data.rows=200", "training.epochs=3")))
     model, tokenizer = predictor.model, predictor.tokenizer
     texts = [" ".join(FILLER[at : at + 3 + at % 4]) for at in range(len(FILLER) - 6)]
@@ -138,13 +201,17 @@ def test_of_many_drawn_texts_the_one_that_others_agree_with_is_kept(tiny_t5: Pat
     assert [one.text for text in texts for one in writer(candidates=6)([text])] == together
     assert [one.text for one in writer(candidates=2, temperature=1e-4)(texts)] == greedy
     assert together != greedy
-    ids = tokenizer(texts[0], return_tensors="pt").input_ids
-    drawn: list[list[str]] = []
+    drawn: list[np.ndarray] = []
+
+    def noted(made: np.ndarray, special: list[int]) -> np.ndarray:
+        drawn.append(made[0])
+        return most_alike(made, special)
+
+    monkeypatch.setattr(generation, "most_alike", noted)
     for temperature in (1.0, 3.0):
-        made = consensus.drawn(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
-                               writer().head.options, 64, temperature)  # fmt: skip
-        drawn.append([tokenizer.decode(one, skip_special_tokens=True) for one in made[0]])
-    assert 1 < len(set(drawn[0])) < len(set(drawn[1]))
+        writer(candidates=64, temperature=temperature)(texts[:1])
+    cold, warm = (len(np.unique(made, axis=0)) for made in drawn)
+    assert 1 < cold < warm <= 64
     for field, value in (("beams", 2), ("candidates", 1)):
         choices = {"candidates": 4, "temperature": 0.5, field: value}
         with pytest.raises(RecipeError, match=r"task\.(candidates|temperature)"):

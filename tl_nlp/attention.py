@@ -29,6 +29,10 @@ def _in_blocks(
     """softmax(query keyᵀ · scaling + bias) value; parts of shape (texts, heads, tokens, size), the answer (texts,
     tokens, heads, size). In bfloat16 the scores are rounded, as they are in training; a text that is a block too many
     by itself goes to torch's own, which holds no scores and takes twice the time."""
+    if len(query) > len(key):  # texts of one window, one token of each (`decoding`): its keys are asked by all at once
+        asked = query.squeeze(2).unflatten(0, (len(key), -1)).transpose(1, 2)
+        read, _ = _in_blocks(module, asked, key, value, attention_mask, scaling, position_bias, softcap, **more)
+        return read.flatten(0, 1).unsqueeze(1), None
     n_texts, n_heads, n_asked, size = query.shape
     n_scores = n_heads * n_asked * key.shape[2]
     if n_scores > _MOST_SCORES and softcap is None:

@@ -84,15 +84,16 @@ def passes(rows: Sequence[int], lengths: Sequence[list[int]], device_batch_size:
         yield here
 
 
-def budgeted(lengths: Sequence[list[int]], n_tokens: int) -> Iterator[list[int]]:
+def budgeted(lengths: Sequence[list[int]], n_tokens: int, of_a_pass: int = _PASS) -> Iterator[list[int]]:
     """All rows in batches for inference, long ones first, each of at most `n_tokens` tokens padding included. Rows that
-    need less width have a batch of their own where that saves more padding than another pass takes."""
+    need less width have a batch of their own where that saves more padding than another pass takes, which is as long as
+    `of_a_pass` tokens do."""
     widths = [tiled(max(windows)) for windows in lengths]
     here: list[int] = []
     n_windows, widest = 0, 0
     for width, group in groupby(sorted(range(len(lengths)), key=lambda row: -max(lengths[row])), widths.__getitem__):
         rows = list(group)
-        if here and (widest - width) * sum(len(lengths[row]) for row in rows) > _PASS:
+        if here and (widest - width) * sum(len(lengths[row]) for row in rows) > of_a_pass:
             yield here
             here, n_windows = [], 0
         for row in rows:

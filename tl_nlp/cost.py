@@ -259,7 +259,7 @@ def _reading(predictor: Predictor, encoded: Encoded, n_tokens: float) -> float:
     """Seconds for a token, padding included, of which `n_tokens` will be read: from passes that grow until one is whole
     or they take long, after one that makes ready."""
     lengths = window_lengths(encoded)
-    parts = list(budgeted(lengths, predictor.pass_tokens))
+    parts = predictor.passes(lengths)
     rows = parts[len(parts) // 2]
 
     def timed(some: list[int]) -> float:

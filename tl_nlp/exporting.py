@@ -14,6 +14,7 @@ import torch
 
 from tl_nlp.artifact import load_whole
 from tl_nlp.batches import Columns, collate
+from tl_nlp.decoding import asked_beyond, settings_of
 from tl_nlp.disk import writing
 from tl_nlp.document import document_of
 from tl_nlp.environment import versions
@@ -21,7 +22,7 @@ from tl_nlp.errors import RecipeError, RunError
 from tl_nlp.evaluation import compared, own_rows, references
 from tl_nlp.families import without_peft
 from tl_nlp.generation import log_softmax
-from tl_nlp.graphs import quietly, settings_of, write_document, write_model, write_writer
+from tl_nlp.graphs import quietly, write_document, write_model, write_writer
 from tl_nlp.hardware import device_name, inferring
 from tl_nlp.heads import head_of
 from tl_nlp.hub import local
@@ -90,7 +91,9 @@ def export(
         (made / RECIPE).write_text(recipe.model_dump_json(indent=2) + "\n", "utf-8")
         has_document = head_of(recipe.task).is_own
         if recipe.task.head == "generate":
-            told_settings = json.dumps(asdict(settings_of(plain, recipe.task)), indent=2)
+            if beyond := asked_beyond(plain):
+                raise RunError(f"the model's generation_config has {beyond}, which an export cannot do")
+            told_settings = json.dumps(asdict(settings_of(plain, recipe.task.head_settings())), indent=2)
             (made / GENERATION).write_text(told_settings + "\n", "utf-8")
         with quietly():
             if recipe.task.head == "generate":
@@ -177,7 +180,7 @@ def _likely(predictor: Predictor, values: dict[str, list[Any]], texts: list[np.n
     """The log-probability of each token of texts that were written, of each row as one array."""
     encoded = _encoded(predictor, values)
     exported = isinstance(predictor.model, ExportedWriter)
-    settings = predictor.model.settings if exported else settings_of(predictor.model, predictor.task)
+    settings = predictor.model.settings if exported else settings_of(predictor.model, predictor.task.head_settings())
     found = []
     for row, ids in enumerate(texts):
         is_end = np.isin(ids[:, 1:], [*settings.ends, settings.pad])

@@ -17,7 +17,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from tl_nlp.errors import RunError
-from tl_nlp.generation import Settings
 from tl_nlp.onnx import DECODER, ENCODER, SIDES
 
 # of those that have attention: of one with 23 onnxscript makes rotary embeddings that ONNX Runtime refuses (ModernBERT)
@@ -173,34 +172,6 @@ def write_writer(model: Any, quantize: str | None, folder: Path) -> None:
     both = {"input_ids": ids, "attention_mask": mask}
     _save_graph(Encoding().eval(), both, dict.fromkeys(both, (0, 1)), quantize, folder / ENCODER)
     _save_graph(Decoding().eval(), inputs, {**varying, "attention_mask": (0, 1)}, quantize, folder / DECODER)
-
-
-def settings_of(model: Any, task: Any) -> Settings:
-    """How the model writes under the task. Raises RunError for what its generation_config asks for and an export cannot
-    do."""
-    config = model.generation_config
-    asked = {name for name, value in config.to_diff_dict().items() if value not in (None, False, 0)} - _KNOWN
-    if asked or not isinstance(config.early_stopping, bool | None):
-        name = min(asked, default="early_stopping")
-        raise RunError(f"the model's generation_config has {name}={getattr(config, name)}, which an export cannot do")
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    return Settings(
-        start=config.decoder_start_token_id, ends=tuple(ends),
-        pad=ends[0] if config.pad_token_id is None else config.pad_token_id,
-        early_stopping=bool(config.early_stopping), first=config.forced_bos_token_id, last=config.forced_eos_token_id,
-        **task.head_settings(),
-    )  # fmt: skip
-
-
-_KNOWN = {
-    *("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"),
-    *("forced_bos_token_id", "forced_eos_token_id", "early_stopping", "use_cache", "_from_model_config"),
-    # the recipe's, which come first
-    *("max_length", "max_new_tokens", "min_length", "min_new_tokens", "num_beams", "length_penalty"),
-    *("no_repeat_ngram_size", "do_sample"),
-    # of drawing as transformers does it, which is not how it is done here
-    *("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-}
 
 
 def write_document(document: Any, n_hidden: int, path: Path) -> None:

@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tl_nlp import consensus, document
+from tl_nlp import document
+from tl_nlp.decoding import asked_beyond, settings_of, writing
+from tl_nlp.errors import RecipeError
 from tl_nlp.families import without_peft
+from tl_nlp.generation import in_parts
 from tl_nlp.objective import Objective, divergence, from_teacher, listwise, yes_or_no
 from tl_nlp.types import IGNORED
 
@@ -334,8 +337,16 @@ class Generate(Head):
         candidates: int = 1,
         temperature: float = 1.0,
     ):
-        self.candidates, self.temperature = candidates, temperature
-        self.options = {
+        self.searched = {
+            "max_new_tokens": max_new_tokens,
+            "min_new_tokens": min_new_tokens,
+            "beams": beams,
+            "length_penalty": length_penalty,
+            "no_repeat_ngrams": no_repeat_ngrams,
+            "candidates": candidates,
+            "temperature": temperature,
+        }
+        self.options: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "min_new_tokens": min_new_tokens,
             "num_beams": beams,
@@ -346,6 +357,12 @@ class Generate(Head):
 
     def install(self, model: Any) -> None:
         """Writes the settings into the model's own, so that plain transformers writes as we do."""
+        beyond = asked_beyond(model)
+        if beyond is not None and self.searched["candidates"] > 1:
+            raise RecipeError(
+                f"the checkpoint's generation_config has {beyond}, which drawing does not know; task.candidates=1",
+                "task.candidates",
+            )
         for name, value in self.options.items():
             setattr(model.generation_config, name, value)
 
@@ -372,11 +389,16 @@ class Generate(Head):
         return divergence(one, other).sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        if self.candidates == 1:
-            written = model.generate(**inputs, **self.options).cpu().numpy()
-        else:
-            written = consensus.written(model, inputs, self.options, self.candidates, self.temperature)
+        inputs, options = {name: batch[name] for name in ("input_ids", "attention_mask")}, self.options
+        settings = settings_of(model, self.searched)
+        if asked_beyond(model) is None:  # else transformers writes by itself
+            options = options | {"num_beams": 1, "length_penalty": 1.0, "custom_generate": writing(settings)}
+
+        def write(part: slice) -> np.ndarray:
+            here = {name: values[part] for name, values in inputs.items()}
+            return model.generate(**here, **options).cpu().numpy()
+
+        written = in_parts(write, len(batch["input_ids"]), settings)
         rows = batch["rows"].cpu().numpy()
         return [written[rows == row] for row in range(int(batch["n_rows"]))]
 

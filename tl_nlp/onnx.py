@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tl_nlp.errors import RunError
-from tl_nlp.generation import MOST_TEXTS, Decoder, Settings, written
+from tl_nlp.generation import Decoder, Settings, highest, in_parts, written
 from tl_nlp.recipe import Task
 from tl_nlp.run import RECIPE, read_certificate
 from tl_nlp.tokenization import FastTokenizer
@@ -123,8 +123,6 @@ class ExportedWriter(Exported):
     """A model that writes. The encoder's graph gives what the decoder looks at; the decoder's reads a token for each
     text and keeps what it has read."""
 
-    pass_tokens = 8192  # many texts, since a step of a few takes as long
-
     def __init__(
         self, task: Task, tokenizer: FastTokenizer, n_bytes: int, encoder: Any, decoder: Any, settings: Settings
     ):
@@ -148,15 +146,13 @@ class ExportedWriter(Exported):
     def infer(self, columns: dict[str, list[Any]]) -> list[np.ndarray]:
         """For each row the token ids that are written for its windows, shaped (windows, tokens)."""
         inputs, _, rows = self._read(columns)
-        most = len(rows) if self.settings.texts == 1 else max(1, MOST_TEXTS // self.settings.texts)
-        parts = []
-        for start in range(0, len(rows), most):
-            part = {name: values[start : start + most] for name, values in inputs.items()}
-            n_windows = len(part["input_ids"])
-            parts.append(written(self.decoding(part, self.settings.texts), n_windows, self.settings))
-        width = max(part.shape[1] for part in parts)
-        pad = self.settings.pad
-        texts = np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=pad) for p in parts])
+
+        def write(part: slice) -> np.ndarray:
+            here = {name: values[part] for name, values in inputs.items()}
+            decoder = self.decoding(here, self.settings.texts)
+            return written(decoder, highest, len(here["input_ids"]), self.settings)
+
+        texts = in_parts(write, len(rows), self.settings)
         return [texts[rows == row] for row in range(len(columns["input_ids"]))]
 
     def reading(self, columns: dict[str, list[Any]]) -> Decoder:
@@ -183,6 +179,8 @@ class _Decoding:
     def __call__(self, tokens: np.ndarray, origins: np.ndarray | None) -> np.ndarray:
         if origins is not None:
             self._own = {name: values[origins] for name, values in self._own.items()}
+            if len(origins) < len(self._seen["attention_mask"]):
+                self._seen = {name: values[origins] for name, values in self._seen.items()}
         inputs = {"decoder_input_ids": tokens[:, None], **self._seen, **self._own}
         logits, *own = self._session.run(["logits", *(f"new_{name}" for name in self._own)], inputs)
         self._own = dict(zip(self._own, own, strict=True))

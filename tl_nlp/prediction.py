@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tl_nlp.batches import Columns, Encoded, budgeted, collate, tiled, window_lengths
 from tl_nlp.errors import DataError, RunError
 from tl_nlp.hub import local
-from tl_nlp.onnx import Exported, ExportedWriter
+from tl_nlp.onnx import Exported
 from tl_nlp.recipe import Recipe, Task
 from tl_nlp.rows import columns_of, select
 from tl_nlp.run import Run, artifact_folder, is_export, read_recipe
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _CHUNK = 10_000  # rows that are encoded at once
 _BAR_FROM = 200  # rows
+_WRITTEN_AT_ONCE = 8192  # tokens of texts that are read, so that many are written: a step of a few takes as long
+_OF_A_WRITING = 2048  # tokens that are read in as long as weights are for each token that is written
 
 
 _Item = TypeVar("_Item")
@@ -144,22 +146,22 @@ class Predictor:
         if self.adapter is not None and self.model.active_adapter != self.adapter:
             self.model.set_adapter(self.adapter)
 
-    @property
-    def pass_tokens(self) -> int:
-        """How many tokens are read in one pass, padding included."""
+    def passes(self, lengths: Sequence[list[int]]) -> list[list[int]]:
+        """The rows of each pass that infers for rows whose windows have so many tokens."""
+        if self.task.head == "generate":
+            return list(budgeted(lengths, _WRITTEN_AT_ONCE, _OF_A_WRITING))
         if isinstance(self.model, Exported):
-            return self.model.pass_tokens
+            return list(budgeted(lengths, self.model.pass_tokens))
         from tl_nlp.hardware import pass_tokens
 
-        device = next(self.model.parameters()).device
-        return ExportedWriter.pass_tokens if self.task.head == "generate" else pass_tokens(device)
+        return list(budgeted(lengths, pass_tokens(next(self.model.parameters()).device)))
 
     def infer(self, encoded: Encoded, bar: Any = None) -> list[np.ndarray]:
         """What the head infers for each encoded row, in their order; each pass keeps within a token budget."""
         lengths = window_lengths(encoded)
         outputs: list[np.ndarray] = [np.empty(0)] * len(lengths)
         with self._answering() as answer:
-            for rows in budgeted(lengths, self.pass_tokens):
+            for rows in self.passes(lengths):
                 columns = encoded[rows]
                 found = answer({name: columns[name] for name in columns if name != "labels"})
                 for row, output in zip(rows, found, strict=True):
