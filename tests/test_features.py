@@ -5,14 +5,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from conftest import tiny_recipe, write_jsonl
 from datasets import Dataset
 from safetensors.torch import load_file
 
-from tl_nlp import features, train
+from tl_nlp import Predictor, features, train
 from tl_nlp.batches import window_lengths
+from tl_nlp.heads import head_of
 from tl_nlp.model import load_model
 from tl_nlp.preparation import _encode
 from tl_nlp.pretrained import load_tokenizer
@@ -42,24 +44,56 @@ def test_a_head_trained_on_cached_features_is_the_same_head(
         torch.testing.assert_close(before[name], tensor, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", ["checkpoint", "mean"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_of_a_second_head_no_text_is_read(
+    pooling: str, precision: str, tiny_bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its test rows among them, which its artifact answers as `predict` does that reads them."""
+    monkeypatch.setenv("TL_NLP_CACHE", str(tmp_path / "cache"))
+    read: list[int] = []
+    states = features.last_states
+
+    def counted(model: object, encoded: Dataset, *more: object) -> Iterator[object]:
+        read.append(len(encoded))
+        yield from states(model, encoded, *more)
+
+    monkeypatch.setattr(features, "last_states", counted)
+    recipe = tiny_recipe(tiny_bert, reviews, method="head").override(
+        f"task.pooling={pooling}", "task.max_length=16", f"training.precision={precision}"
+    )
+    train(recipe)
+    assert sum(read) > 0
+    read.clear()
+    run = train(recipe.override("training.seed=7", "training.lr=1e-2"))
+    assert sum(read) == 0
+    kept = pyarrow.parquet.read_table(run.predictions_file("test"))
+    anew = Predictor.load(run).predict(run.recipe().data.load()["test"])
+    assert kept["prediction"].to_pylist() == [one.label for one in anew]
+    for row, one in zip(kept["probabilities"].to_pylist(), anew, strict=True):
+        assert row == pytest.approx(one.probabilities, abs=1e-5 if precision == "float32" else 2e-3)
+
+
 def test_only_what_the_head_reads_is_kept(tiny_bert: Path, reviews: Path) -> None:
     recipe = tiny_recipe(tiny_bert, reviews, method="head")
     rows = recipe.data.load()
     task = recipe.task.resolve(rows)
     tokenizer = load_tokenizer(tiny_bert)
     encoded = _encode(rows["validation"], task, tokenizer, "validation")
-    for pooling, first_only in (("checkpoint", True), ("mean", False)):
+    for pooling in ("checkpoint", "mean"):
         chosen = recipe.model_copy(update={"task": task.model_copy(update={"pooling": pooling})})
         model = load_model(chosen, tiny_bert)
-        computed = features.compute(model, encoded, 0, "float32", "features")
-        for windows, lengths in zip(computed.columns["features"], computed.lengths, strict=True):
-            assert [len(window) for window in windows] == ([1] * len(lengths) if first_only else lengths)
-        if not first_only:
-            means = features.compute(model, encoded, 0, "float32", "features", means=True)
-            for windows, all_states in zip(means.columns["features"], computed.columns["features"], strict=True):
-                assert [len(window) for window in windows] == [1] * len(windows)
-                for window, states in zip(windows, all_states, strict=True):
-                    np.testing.assert_allclose(window[0], states.mean(axis=0), atol=1e-5)
+        kind = features.kind_of(model, head_of(chosen.task))
+        assert kind == {"checkpoint": "first", "mean": "mean"}[pooling]
+        whole = features.compute(model, encoded, 0, "float32", "features")
+        kept = features.compute(model, encoded, 0, "float32", "features", kind)
+        for windows, all_states, lengths in zip(
+            kept.columns["features"], whole.columns["features"], whole.lengths, strict=True
+        ):
+            assert [len(states) for states in all_states] == lengths
+            for window, states in zip(windows, all_states, strict=True):
+                told = states.mean(axis=0) if kind == "mean" else states[0]
+                np.testing.assert_allclose(window, told[None], atol=1e-5)
 
 
 def test_what_learns_below_the_head_is_not_cached(tiny_bert: Path, tiny_t5: Path, reviews: Path) -> None:

@@ -340,9 +340,10 @@ def test_texts_that_change_are_not_cached_as_features(
     monkeypatch.setattr(features, "compute", lambda *values: computed.append(1) or compute(*values))
     recipe = tiny_recipe(tiny_bert, reviews, method="head")
     train(recipe)
-    assert computed == [1, 1]
+    assert computed
+    computed.clear()
     train(recipe.override("training.augmentation.word_dropout=0.2"))
-    assert computed == [1, 1]
+    assert not computed
 
 
 def test_the_largest_pass_follows_the_free_memory(

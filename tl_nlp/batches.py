@@ -46,6 +46,8 @@ def window_lengths(encoded: Encoded) -> list[list[int]]:
     """For each row the number of tokens of each of its windows; rows in memory and cached features know theirs."""
     if hasattr(encoded, "lengths"):
         return encoded.lengths
+    if not len(encoded):
+        return []
     import pyarrow.compute as pc
 
     ids = encoded.with_format("arrow")[:]["input_ids"].combine_chunks()

@@ -131,7 +131,7 @@ def measure(
     scored: dict[str, Encoded],
     *,
     cached: bool,
-    means: bool,
+    kind: features.Kind,
     loading: float,
     start: int = 0,
 ) -> Costs:
@@ -139,8 +139,8 @@ def measure(
     and get what the first has measured.
 
     `watched` are the rows that are learned from and those that `glancing` answers while training goes on, `scored`
-    those that `predictor` answers at last; `cached` says whether the head learns from states that are kept, `means`
-    whether from their means; `loading` the model took so many seconds. Raises HardwareError for a step that does not
+    those that `predictor` answers at last; `cached` says whether the head learns from states that are kept, of
+    `kind`; `loading` the model took so many seconds. Raises HardwareError for a step that does not
     fit in memory.
     """
     model, accelerator = steps.model, steps.accelerator
@@ -154,9 +154,9 @@ def measure(
     with _untouched(steps):
         rate = _reading(glancing, rows, n_evaluations * n_watched)
         last = rate if glancing.task == predictor.task else _reading(predictor, rows, n_scored)
-        blank = {split: features.Blank(model, each, means) for split, each in watched.items()} if cached else {}
+        blank = {split: features.Blank(model, each, kind) for split, each in watched.items()} if cached else {}
         unread = {
-            split: [zeros.lengths[place] for place in features.unread(model, watched[split], glancing.precision, means)]
+            split: [zeros.lengths[place] for place in features.unread(model, watched[split], glancing.precision, kind)]
             for split, zeros in blank.items()
         }
         on_states = 0.0

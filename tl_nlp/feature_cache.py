@@ -8,6 +8,7 @@ another length of windows finds nothing, and another seed, head or rate finds al
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 import uuid
@@ -24,11 +25,11 @@ from safetensors.numpy import save_file
 from tl_nlp.batches import Encoded
 
 MAX_BYTES = 2 * 10**9  # on disk; the oldest files go first
-_FORMAT = 1
+_FORMAT = 2
 
 
 class FeatureCache:
-    """One state for each window: of `kind` "mean" (over its tokens) or "first"."""
+    """One state for each window, of a `features.Kind`."""
 
     def __init__(self, backbone: Any, kind: str, half: bool):
         root = _root()
@@ -99,13 +100,31 @@ def row_keys(encoded: Encoded) -> list[bytes]:
 
 
 def _fingerprint(backbone: Any, half: bool) -> str:
-    """A name for what the states of a backbone depend on, beside the tokens."""
+    """A name for what the states of a backbone depend on, beside the tokens; in half precision weights of products are
+    read in bfloat16, whether they are kept in it (`model.halved`) or not."""
     digest = hashlib.sha256(f"{_FORMAT} {half} {transformers.__version__} {type(backbone).__name__}".encode())
-    digest.update(backbone.config.to_json_string().encode())
+    config = {key: value for key, value in backbone.config.to_dict().items() if key not in _OF_NO_EFFECT}
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    products = [name for name, part in backbone.named_modules() if type(part) is torch.nn.Linear]
     for name, weight in sorted(backbone.state_dict().items()):
+        if name.startswith("pooler."):  # which reads them, and is a part of the head
+            continue
+        if half and name.rpartition(".")[0] in products and weight.dtype == torch.float32:
+            weight = weight.bfloat16()
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+_OF_NO_EFFECT = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "transformers_version",
+}
 
 
 def _root() -> Path | None:

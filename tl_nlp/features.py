@@ -5,23 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from tl_nlp.batches import Columns, Encoded, budgeted, collate, window_lengths
+from tl_nlp.batches import Columns, Encoded, budgeted, collate, tiled, window_lengths
 from tl_nlp.families import head_modules, in_head
 from tl_nlp.feature_cache import FeatureCache, row_keys
 from tl_nlp.hardware import inferring, is_half, pass_tokens
 from tl_nlp.heads import Head
+from tl_nlp.pretrained import positions
 
+Kind = Literal["mean", "first"] | None
+"""The one state that a head reads of each window: the mean of its tokens', or the first, as BERT's own; None: all."""
 MAX_BYTES = 2 * 10**9  # of features in memory; beyond, the backbone runs every epoch
 
 
-def is_cacheable(model: Any, learning: set[str], rows: list[Encoded], means: bool = False) -> bool:
+def is_cacheable(model: Any, learning: set[str], rows: list[Encoded], kind: Kind = None) -> bool:
     """Whether only the head of an encoder learns, and the states it reads fit in `MAX_BYTES`."""
     if hasattr(model, "peft_config") or model.config.is_encoder_decoder or not head_modules(model):
         return False
@@ -29,23 +32,17 @@ def is_cacheable(model: Any, learning: set[str], rows: list[Encoded], means: boo
         return False
     if not all(in_head(name, head_modules(model)) for name in learning):
         return False
-    first_only = _reads_first_only(model)
     lengths = [windows for encoded in rows for windows in window_lengths(encoded)]
-    n_states = sum(len(windows) if first_only or means else sum(windows) for windows in lengths)
+    n_states = sum(len(windows) if kind else sum(windows) for windows in lengths)
     return n_states * model.config.hidden_size * 4 <= MAX_BYTES
 
 
-def compute(
-    model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, means: bool = False
-) -> Columns:
-    """The last states of the backbone in eval mode, as float32 of shape (positions, hidden) for each window.
-
-    Where the head reads only a window's first state, as BERT's does, only that one is kept; where it reads only their
-    mean, that.
-    """
+def compute(model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, kind: Kind = None) -> Columns:
+    """The last states of the backbone in eval mode, as float32 of shape (positions, hidden) for each window, or the one
+    of a `kind`."""
     lengths = window_lengths(encoded)
-    if means or _reads_first_only(model):
-        rows = _one_state_each(model, encoded, pad_id, precision, description, "mean" if means else "first")
+    if kind:
+        rows = _one_state_each(model, encoded, pad_id, precision, description, kind)
         windows_of = [list(states[:, None]) for states in rows]
     else:
         windows_of = [[] for _ in lengths]
@@ -63,9 +60,9 @@ _KEPT = ("labels", "soft_targets", "sentence_ids", "sides", "surface", "group")
 class Blank:
     """As what `compute` gives, with zeros in the place of the states: a head takes as long on them."""
 
-    def __init__(self, model: Any, encoded: Encoded, means: bool = False):
+    def __init__(self, model: Any, encoded: Encoded, kind: Kind = None):
         self._encoded, self._width = encoded, model.config.hidden_size
-        self._one_each = means or _reads_first_only(model)
+        self._one_each = kind is not None
         self.lengths = window_lengths(encoded)
 
     def __len__(self) -> int:
@@ -82,12 +79,12 @@ class Blank:
         return {"features": states, "lengths": lengths, **kept}
 
 
-def unread(model: Any, encoded: Encoded, precision: str, means: bool = False) -> list[int]:
+def unread(model: Any, encoded: Encoded, precision: str, kind: Kind = None) -> list[int]:
     """The places of the rows that `compute` would read: all but those whose states are kept from before."""
-    if not (means or _reads_first_only(model)):
+    if kind is None:
         return list(range(len(encoded)))
     half = is_half(precision, next(model.parameters()).device)
-    cache = FeatureCache(model.base_model, "mean" if means else "first", half)
+    cache = FeatureCache(model.base_model, kind, half)
     return list(_new(cache, row_keys(encoded)).values())
 
 
@@ -104,7 +101,7 @@ def embeddings(model: Any, encoded: Encoded, pad_id: int, precision: str, descri
 
 
 def _one_state_each(
-    model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, kind: str
+    model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, kind: Literal["mean", "first"]
 ) -> list[np.ndarray]:
     """For each row one state of every window, of shape (windows, hidden): the `kind` "mean" of its tokens or the
     "first". What was computed before is taken from the cache; rows of one content are computed once."""
@@ -184,14 +181,23 @@ def last_states(
     with inferring(model, precision) as device, bar:
         for rows in budgeted(lengths, pass_tokens(device)):
             columns = encoded[rows]
-            batch = collate({name: columns[name] for name in columns if name != "labels"}, pad_id, device)
+            longest = max(len(window) for windows in columns["input_ids"] for window in windows)
+            width = int(max(longest, min(tiled(longest), positions(model.config))))
+            batch = collate({name: columns[name] for name in columns if name != "labels"}, pad_id, device, width)
             inputs = {n: batch[n] for n in ("input_ids", "attention_mask", "token_type_ids") if n in batch}
             states = model.base_model(**inputs).last_hidden_state.float().cpu().numpy()
             yield np.asarray(rows)[batch["rows"].cpu().numpy()], states, batch["attention_mask"].cpu().numpy()
             bar.update(len(rows))
 
 
-def reads_means(model: Any, head: Head) -> bool:
+def kind_of(model: Any, head: Head) -> Kind:
+    """What the head reads of each window; one state of each is kept in the cache from run to run."""
+    if _reads_means(model, head):
+        return "mean"
+    return "first" if _reads_first_only(model) else None
+
+
+def _reads_means(model: Any, head: Head) -> bool:
     """Whether each window's mean state tells the head as much as all its states: not where dropout draws for each of
     them, nor where the checkpoint's own head bends each before its last layer."""
     last = head_modules(model)[-1:]
@@ -201,7 +207,8 @@ def reads_means(model: Any, head: Head) -> bool:
 
 def _reads_first_only(model: Any) -> bool:
     """Whether the logits depend on no state but each window's first, seen by their gradient."""
-    states = torch.randn(1, 4, model.config.hidden_size, device=next(model.parameters()).device, requires_grad=True)
+    drawn = torch.randn(1, 4, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    states = drawn.to(next(model.parameters()).device).requires_grad_()
     with reading_features(model):
         mask = torch.ones(1, 4, dtype=torch.long, device=states.device)
         logits = model(inputs_embeds=states, attention_mask=mask).logits

@@ -88,10 +88,10 @@ def _train(run: Run, prepared: Prepared, accelerator: Accelerator, weights_only:
     started = time.perf_counter()
     progress = _fit(steps, predictor, prepared, watched, run, weights_only)
     if known is not None:
-        save_artifact(predictor.model, prepared.tokenizer, _calibrated(predictor, prepared), run)
+        save_artifact(predictor.model, prepared.tokenizer, _calibrated(predictor, prepared, watched), run)
         del steps, predictor
         gc.collect()  # or the model would be in memory twice while the artifact is scored
-        _finish(run, prepared, known, progress, estimate, started)
+        _finish(run, prepared, watched, known, progress, estimate, started)
         write_report(run)
     accelerator.wait_for_everyone()
 
@@ -219,8 +219,9 @@ class Watched:
     task: Task
     places: np.ndarray  # of the validation rows
     encoded: dict[str, Encoded]
-    means: bool  # whether the head reads nothing of a window but the mean of its states
+    kind: features.Kind  # what the head reads of each window
     is_cached: bool  # whether the head learns alone from states that are computed once
+    is_frozen: bool  # whether that is all it does, and reads one state of each window: the cache has them
 
 
 def watched_of(prepared: Prepared, steps: Steps, predictor: Predictor) -> Watched:
@@ -228,11 +229,12 @@ def watched_of(prepared: Prepared, steps: Steps, predictor: Predictor) -> Watche
     n_rows = len(prepared.encoded["validation"])
     places = sampled(n_rows, n_rows if most is None else most)
     shown = {"train": prepared.encoded["train"], "validation": prepared.encoded["validation"].select(places)}
-    means = features.reads_means(predictor.model, predictor.head)
     cached = bool(steps.epochs_alone) and not prepared.recipe.training.augmentation.changes_rows
+    kind = features.kind_of(predictor.model, predictor.head) if cached else None
     in_head = steps.weights.in_head & steps.weights.of_model.keys()
-    cached = cached and features.is_cacheable(predictor.model, in_head, list(shown.values()), means)
-    return Watched(task, places, shown, means, cached)
+    cached = cached and features.is_cacheable(predictor.model, in_head, list(shown.values()), kind)
+    frozen = cached and kind is not None and steps.epochs_alone >= prepared.recipe.training.epochs
+    return Watched(task, places, shown, kind, cached, frozen)
 
 
 def costs_of(
@@ -240,15 +242,19 @@ def costs_of(
 ) -> Costs:
     """What training costs from step `start` on, by a probe; the model took `loading` seconds to load."""
     is_calibrated = type(prepared.recipe.task).calibrated is not Task.calibrated
-    learned = {"train"} if is_calibrated else {"train", "validation"}
+    learned = {"train"} if is_calibrated and not watched.is_frozen else {"train", "validation"}
+    scored = {split: rows for split, rows in prepared.encoded.items() if split not in learned}
+    if watched.is_frozen:
+        new = partial(features.unread, predictor.model, precision=predictor.precision, kind=watched.kind)
+        scored = {split: rows.select(new(rows)) for split, rows in scored.items()}
     return measure(
         steps,
         Predictor(predictor.model, prepared.tokenizer, watched.task, predictor.precision),
         predictor,
         watched.encoded,
-        {split: rows for split, rows in prepared.encoded.items() if split not in learned},
+        scored,
         cached=watched.is_cached,
-        means=watched.means,
+        kind=watched.kind,
         loading=loading,
         start=start,
     )
@@ -281,7 +287,7 @@ def _fit(
     if cached:
         states = {
             split: features.compute(
-                model, theirs, predictor.pad_id, recipe.training.precision, f"features of {split}", watched.means
+                model, theirs, predictor.pad_id, recipe.training.precision, f"features of {split}", watched.kind
             )
             for split, theirs in shown.items()
         }
@@ -306,18 +312,34 @@ def _fit(
     return progress
 
 
-def _calibrated(predictor: Predictor, prepared: Prepared) -> Recipe:
+def _from_states(predictor: Predictor, encoded: Encoded, split: str, watched: Watched) -> list[np.ndarray]:
+    """What the head infers of a backbone that has not moved, from the states that are kept."""
+    states = features.compute(
+        predictor.model, encoded, predictor.pad_id, predictor.precision, f"features of {split}", watched.kind
+    )
+    with features.reading_features(predictor.model):
+        return predictor.infer(states)
+
+
+def _calibrated(predictor: Predictor, prepared: Prepared, watched: Watched) -> Recipe:
     """The recipe with what validation teaches about the task's decisions."""
     task = prepared.recipe.task
     if type(task).calibrated is Task.calibrated:
         return prepared.recipe
-    outputs = predictor.infer(prepared.encoded["validation"])
+    encoded = prepared.encoded["validation"]
+    outputs = _from_states(predictor, encoded, "validation", watched) if watched.is_frozen else predictor.infer(encoded)
     decided = task.calibrated(outputs, references(task, prepared.rows["validation"]))
     return prepared.recipe.model_copy(update={"task": decided})
 
 
 def _finish(
-    run: Run, prepared: Prepared, known: Given, progress: Progress, estimate: Estimate | None, started: float
+    run: Run,
+    prepared: Prepared,
+    watched: Watched,
+    known: Given,
+    progress: Progress,
+    estimate: Estimate | None,
+    started: float,
 ) -> None:
     """Scores the artifact and the baselines on every test split, the artifact from disk, tells how far off the estimate
     was that was made when the clock stood at `started`, and writes results.json."""
@@ -325,7 +347,13 @@ def _finish(
     predictor = Predictor.load(run)
     tests = [split for split in rows if split not in ("train", "validation")]
     truth = {split: references(recipe.task, rows[split]) for split in tests}
-    predictions = {split: predictor.predict(rows[split]) for split in truth}
+    predictions = {}
+    for split, theirs in truth.items():
+        if watched.is_frozen:
+            outputs = _from_states(predictor, prepared.encoded[split], split, watched)
+            predictions[split] = predictor.task.decode(outputs, theirs, predictor.tokenizer)
+        else:
+            predictions[split] = predictor.predict(rows[split])
     splits = {split: score(predictor.task, predictions[split], theirs) for split, theirs in truth.items()}
     for split, theirs in truth.items():
         write_predictions(run.predictions_file(split), theirs, predictions[split])
