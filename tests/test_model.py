@@ -206,11 +206,12 @@ def test_t5_in_float16_and_a_head_that_is_none_are_refused(tiny_t5: Path, review
 @pytest.mark.parametrize("load_in", ["bfloat16", "float16", "int8", "nf4"])
 @pytest.mark.parametrize("method", ["head", "lora"])
 def test_frozen_weights_load_in_any_format_and_the_head_stays_float32(
-    method: str, load_in: str, tiny_bert: Path, reviews: Path
+    method: str, load_in: str, tiny_bert: Path, reviews: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("bitsandbytes")
     recipe = tiny_recipe(tiny_bert, reviews).override(f"method={method}", f"checkpoint.load_in={load_in}")
     run = train(recipe)
+    assert not [record for record in caplog.records if record.name.startswith("bitsandbytes")]
     predictor = Predictor.load(run)
     kinds = {name: weight.dtype for name, weight in predictor.model.named_parameters()}
     query = next(

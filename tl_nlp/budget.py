@@ -94,7 +94,7 @@ class Outlook:
             lengths = window_lengths(encoded)
             read = lengths[:MAX_FROZEN] if split == "train" else lengths
             is_read = prepared.recipe.task.head != "generate"
-            looking[split] = _CHECK * len(lengths) + (costs.reading * padded(read) if is_read else 0.0)
+            looking[split] = _CHECK * len(lengths) + (costs.reading * padded(read, predictor.model) if is_read else 0.0)
         if watched.kind == "mean":  # what baselines have read is what the head learns from
             known = {split: min(1, MAX_FROZEN / len(rows)) for split, rows in prepared.encoded.items()}
             unread = {split: (1 - known[split]) * seconds for split, seconds in costs.features.items()}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -13,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from tl_nlp import baselines, features
 from tl_nlp.batches import Encoded, budgeted, epoch_order, passes, window_lengths
 from tl_nlp.errors import NotFiniteError
-from tl_nlp.hardware import best_device, pass_tokens
+from tl_nlp.hardware import pass_tokens
 from tl_nlp.memory import optimizer_bytes
 from tl_nlp.prediction import Predictor
 from tl_nlp.schedule import Plan, Rates
@@ -147,9 +148,9 @@ def measure(
     share = 1 / accelerator.num_processes  # of what is answered while training goes on
     written = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     n_rows = min(len(watched["train"]), baselines.MAX_ROWS) + sum(map(len, scored.values()))
-    n_scored = sum(padded(window_lengths(encoded)) for encoded in scored.values())
+    n_scored = sum(padded(window_lengths(encoded), model) for encoded in scored.values())
     rows = watched["validation"]
-    n_watched = padded(window_lengths(rows))
+    n_watched = padded(window_lengths(rows), model)
     n_evaluations = 1 + steps.plan.steps // steps.plan.eval_every
     with _untouched(steps):
         rate = _reading(glancing, rows, n_evaluations * n_watched)
@@ -168,7 +169,7 @@ def measure(
             head=steps.head_modules,
             alone=steps.epochs_alone if cached else 0,
             steps={},
-            features={split: rate * padded(lengths) for split, lengths in unread.items()},
+            features={split: rate * padded(lengths, model) for split, lengths in unread.items()},
             evaluation=rate * n_watched * share,
             evaluation_on_states=on_states * n_watched * share,
             answers=last * n_scored,
@@ -279,9 +280,9 @@ def _reading(predictor: Predictor, encoded: Encoded, n_tokens: float) -> float:
     return seconds / _padded(lengths, some)
 
 
-def padded(lengths: Sequence[list[int]]) -> int:
-    """The tokens of all rows, padding included, as they are read."""
-    return sum(_padded(lengths, rows) for rows in budgeted(lengths, pass_tokens(best_device())))
+def padded(lengths: Sequence[list[int]], model: Any) -> int:
+    """The tokens of all rows, padding included, as a model reads them."""
+    return sum(_padded(lengths, rows) for rows in budgeted(lengths, pass_tokens(model)))
 
 
 def _padded(lengths: Sequence[list[int]], rows: list[int]) -> int:

@@ -179,7 +179,7 @@ def last_states(
     lengths = window_lengths(encoded)
     bar = tqdm(total=len(lengths), desc=description, unit="row", file=sys.stderr)
     with inferring(model, precision) as device, bar:
-        for rows in budgeted(lengths, pass_tokens(device)):
+        for rows in budgeted(lengths, pass_tokens(model)):
             columns = encoded[rows]
             longest = max(len(window) for windows in columns["input_ids"] for window in windows)
             width = int(max(longest, min(tiled(longest), positions(model.config))))

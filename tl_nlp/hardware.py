@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
 from collections.abc import Iterator
@@ -47,10 +49,20 @@ def inferring(model: Any, precision: str) -> Iterator[torch.device]:
             plain.set_attn_implementation("eager")
 
 
-def pass_tokens(device: torch.device) -> int:
+def pass_tokens(model: Any) -> int:
     """How many tokens a model reads in one pass of inference, padding included: on a CPU as many as its caches hold the
-    states of, of MiniLM (docs/lab.md)."""
-    return 8192 if device.type == "cuda" else 2048
+    states of, of MiniLM; fewer where weights are int8, whose products there have eight copies of a layer's states for a
+    moment (docs/lab.md)."""
+    if next(model.parameters()).device.type == "cuda":
+        return 8192
+    return 512 if any(weight.dtype == torch.int8 for weight in model.parameters()) else 2048
+
+
+def release() -> None:
+    """Memory that is free within the process goes back to the system, where the C library can be asked for it."""
+    gc.collect()
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def is_half(precision: str, device: torch.device) -> bool:

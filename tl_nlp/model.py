@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,7 @@ def _quantization(load_in: str, skip: list[str]) -> Any:
         raise HardwareError(f"checkpoint.load_in={load_in} needs bitsandbytes: pip install 'tl-nlp[gpu]'") from None
     from transformers import BitsAndBytesConfig
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of each product that it is done in float16
     return BitsAndBytesConfig(**quantization_options(load_in, skip))
 
 

@@ -154,7 +154,7 @@ class Predictor:
             return list(budgeted(lengths, self.model.pass_tokens))
         from tl_nlp.hardware import pass_tokens
 
-        return list(budgeted(lengths, pass_tokens(next(self.model.parameters()).device)))
+        return list(budgeted(lengths, pass_tokens(self.model)))
 
     def infer(self, encoded: Encoded, bar: Any = None) -> list[np.ndarray]:
         """What the head infers for each encoded row, in their order; each pass keeps within a token budget."""

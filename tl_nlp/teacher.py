@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from tl_nlp.batches import Columns, Encoded, budgeted, collate, window_lengths
+from tl_nlp.batches import Columns, Encoded, collate, window_lengths
 from tl_nlp.errors import NoRunError, RecipeError
-from tl_nlp.hardware import inferring, pass_tokens
+from tl_nlp.hardware import inferring
 from tl_nlp.hub import local
 from tl_nlp.prediction import Predictor
 from tl_nlp.pretrained import file_hash, load_tokenizer
@@ -117,7 +117,7 @@ def soft_targets(teacher: Predictor, rows: Dataset) -> list[list[float]]:
             chunk = rows.select(range(start, min(start + _CHUNK, len(rows))))
             encoded = Columns(teacher.task.encode(columns_of(chunk, names), teacher.tokenizer))
             with inferring(teacher.model, teacher.precision):
-                for places in budgeted(window_lengths(encoded), pass_tokens(device)):
+                for places in teacher.passes(window_lengths(encoded)):
                     batch = collate(encoded[places], teacher.pad_id, device)
                     answers = teacher.head.soft_targets(teacher.head.logits(teacher.model, batch)).tolist()
                     for place, answer in zip(places, answers, strict=True):

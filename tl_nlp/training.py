@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from tl_nlp.cost import Costs, Estimate, measure
 from tl_nlp.distillation import Inside
 from tl_nlp.errors import HardwareError, RecipeError
 from tl_nlp.evaluation import judged, read_predictions, references, score, write_predictions
-from tl_nlp.hardware import peak_rss_mb
+from tl_nlp.hardware import peak_rss_mb, release
 from tl_nlp.loop import Progress, fit
 from tl_nlp.model import load_model, placed
 from tl_nlp.prediction import Predictor
@@ -77,20 +76,24 @@ def _train(run: Run, prepared: Prepared, accelerator: Accelerator, weights_only:
         teacher = prepared.teacher.hashes() if prepared.teacher else None
         note_start(run, prepared.recipe, prepared.rows, prepared.folder, teacher, accelerator)
         known = _look_at(run, prepared)
+    release()
     accelerator.wait_for_everyone()
     started = time.perf_counter()
     steps, predictor = steps_of(prepared, accelerator)
     loading = time.perf_counter() - started
+    release()  # of the weights as they are stored, which may be four times as large
     if accelerator.is_main_process:
         _note_size(run, steps)
     watched = watched_of(prepared, steps, predictor)
     estimate = _estimated(run, prepared, steps, predictor, watched, loading)
     started = time.perf_counter()
+    release()
     progress = _fit(steps, predictor, prepared, watched, run, weights_only)
+    release()
     if known is not None:
         save_artifact(predictor.model, prepared.tokenizer, _calibrated(predictor, prepared, watched), run)
         del steps, predictor
-        gc.collect()  # or the model would be in memory twice while the artifact is scored
+        release()  # or the model would be in memory twice while the artifact is scored
         _finish(run, prepared, watched, known, progress, estimate, started)
         write_report(run)
     accelerator.wait_for_everyone()
