@@ -16,6 +16,9 @@ from tl_nlp.recipe import Recipe
 from tl_nlp.untrusted import weights_bytes
 from tl_nlp.warm_start import share_blocks, warm_config, warm_model
 
+# it tells of each product that it is done in float16, and of kernels that it does without
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 
 def check(recipe: Recipe, folder: Path, tokenizer: Any) -> None:
     """Refuses what does not go with the checkpoint in `folder`, seen without its weights.
@@ -289,7 +292,6 @@ def _quantization(load_in: str, skip: list[str]) -> Any:
         raise HardwareError(f"checkpoint.load_in={load_in} needs bitsandbytes: pip install 'tl-nlp[gpu]'") from None
     from transformers import BitsAndBytesConfig
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of each product that it is done in float16
     return BitsAndBytesConfig(**quantization_options(load_in, skip))
 
 
