@@ -263,13 +263,17 @@ def test_other_families_write_what_transformers_writes(family: str, tiny_t5: Pat
     model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(folder), run.artifact).eval()
     settings = GenerationConfig.from_pretrained(run.artifact)
     tokenizer = AutoTokenizer.from_pretrained(run.artifact)
-    theirs = []
-    for text in texts:
-        ids = tokenizer(f"summarize : {text}", return_tensors="pt").input_ids
-        written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings)
-        theirs.append(tokenizer.decode(written[0], skip_special_tokens=True))
-    assert [prediction.text for prediction in Predictor.load(run)(texts)] == theirs
-    assert any(theirs)
+    predictor = Predictor.load(run)
+    for beams in (1, 3):
+        theirs = []
+        for text in texts:
+            ids = tokenizer(f"summarize : {text}", return_tensors="pt").input_ids
+            asked = {"attention_mask": torch.ones_like(ids), "generation_config": settings, "num_beams": beams}
+            theirs.append(tokenizer.decode(model.generate(input_ids=ids, **asked)[0], skip_special_tokens=True))
+        task = predictor.task.model_copy(update={"beams": beams})
+        ours = Predictor(predictor.model, predictor.tokenizer, task, "float32")(texts)
+        assert [prediction.text for prediction in ours] == theirs
+        assert any(theirs)
 
 
 def test_a_model_of_bytes_writes(tmp_path: Path, leads: Path) -> None:

@@ -91,8 +91,10 @@ class _Decoding:
 
     def _first(self) -> Tensor:
         """The texts of a window begin alike, so one is read."""
-        inputs = self._model.prepare_inputs_for_generation(self._start, is_first_iteration=True, **self._inputs)
-        outputs, n = self._model(**inputs), self._n_texts
+        inputs, n = self._inputs | {"use_cache": True}, self._n_texts
+        outputs = self._model(
+            **self._model.prepare_inputs_for_generation(self._start, is_first_iteration=True, **inputs)
+        )
         self._cache = outputs.past_key_values
         self._cache.self_attention_cache.batch_repeat_interleave(n)
         if self._is_shared:
