@@ -22,6 +22,7 @@ check: $(INSTALLED)  ## style, types and layers
 
 bench: $(INSTALLED)  ## speed and memory against peers, for docs/performance.md; some hours
 	.venv/bin/python benchmarks/against_trainer.py
+	.venv/bin/python benchmarks/choices.py
 	.venv/bin/python benchmarks/exporting.py
 	.venv/bin/python benchmarks/generating.py
 	.venv/bin/python benchmarks/head.py

@@ -47,12 +47,16 @@ class Trained:
 
 def main(chosen: list[str]) -> None:
     logging.set_verbosity_error()
-    recipe = load_recipe(Path(__file__).parent.parent / "recipes" / "sentiment.py", "data.similarity=1")
+    recipe = sentiment()
     print(f"{device_name(DEVICE)}; torch {torch.__version__}", flush=True)
     if "speed" in chosen or not chosen:
         speed(recipe)
     if "accuracy" in chosen or not chosen:
         accuracy(recipe)
+
+
+def sentiment() -> Recipe:
+    return load_recipe(Path(__file__).parent.parent / "recipes" / "sentiment.py", "data.similarity=1")
 
 
 def speed(recipe: Recipe) -> None:

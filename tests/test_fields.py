@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tl_nlp import Run, checkpoints, train
 from tl_nlp.components import find_kind, kinds
 from tl_nlp.errors import RecipeError, RunError
-from tl_nlp.recipe import Augmentation, Distillation, Training
+from tl_nlp.recipe import Augmentation, Compute, Distillation, Training
 
 
 class Case(NamedTuple):
@@ -65,6 +65,10 @@ CASES = dict(
         _training("augmentation.word_replacement", 0.3),
         _training("augmentation.token_cutoff", 0.3),
         _training("augmentation.mixup", 0.5),
+        _training("compute.attention", "sdpa"),
+        _training("compute.dropout", "torch", DROPOUT),
+        _training("compute.optimizer", "foreach"),
+        _training("compute.threads", 3, seen="device"),
         ("training.distillation.teacher", Case(TAUGHT)),
         _training("distillation.temperature", 8, TAUGHT),
         _training("distillation.weight", 0.9, TAUGHT),
@@ -99,7 +103,7 @@ CASES = dict(
         ),
     ]
 )
-PARTS = {"augmentation": Augmentation, "distillation": Distillation}
+PARTS = {"augmentation": Augmentation, "compute": Compute, "distillation": Distillation}
 REFUSED = {"head.head_epochs", "prefix.head_epochs", "prompt.head_epochs"}
 """Where a field would do nothing, so that a recipe with it is refused."""
 
@@ -139,6 +143,7 @@ def looked_at(run: Run, counts: dict[str, int]) -> dict[str, Any]:
         "averages": [sorted(load_file(path)) for path in averages],
         "studies": run.results().get("seeds"),
         "baselines": sorted(run.results()["baselines"]),
+        "device": run.environment()["device_name"],
         **counts,
     }
 

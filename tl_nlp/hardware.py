@@ -70,6 +70,17 @@ def is_half(precision: str, device: torch.device) -> bool:
     return precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device))
 
 
+@contextmanager
+def threads(n: int | None) -> Iterator[None]:
+    """Within the block so many threads of a CPU are used; None: as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def best_device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

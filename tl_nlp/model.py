@@ -40,6 +40,8 @@ def check(recipe: Recipe, folder: Path, tokenizer: Any) -> None:
     method.check(skeleton, head)
     _number_format(recipe.checkpoint.load_in, skeleton)
     _check_blocks(recipe, skeleton, head)
+    if training.compute.attention == "sdpa" and not skeleton._supports_sdpa:
+        raise RecipeError(f"the family {config.model_type!r} has no fused attention", "training.compute.attention")
     if training.gradient_checkpointing and not skeleton.supports_gradient_checkpointing:
         raise RecipeError(f"the family {config.model_type!r} cannot do it", "training.gradient_checkpointing")
     drops = [getattr(part, name) for part, name in _dropouts(config)]
@@ -187,7 +189,7 @@ def load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
     if not recipe.checkpoint.random or trained:
         _refuse_weights(skeleton, folder)
     if recipe.checkpoint.random and not trained:
-        model = type(skeleton)._from_config(skeleton.config, attn_implementation=_attention())
+        model = type(skeleton)._from_config(skeleton.config, attn_implementation=_attention(recipe, skeleton))
         if recipe.checkpoint.share_blocks:
             share_blocks(model)
         of_task.install(model)
@@ -201,7 +203,7 @@ def load_base(recipe: Recipe, folder: Path, *, trained: bool = False) -> Any:
             use_safetensors=True,
             ignore_mismatched_sizes=not trained,
             output_loading_info=True,
-            attn_implementation=_attention(),
+            attn_implementation=_attention(recipe, skeleton),
             **_number_format(recipe.checkpoint.load_in, skeleton),
         )
     except Exception as error:  # a stranger's file can raise anything
@@ -240,11 +242,14 @@ _MOST_IN_A_BYTE = 2  # of nf4
 _MADE_HERE = 10**8  # weights of a head, or of what looks from a decoder at an encoder
 
 
-def _attention() -> str:
+def _attention(recipe: Recipe, skeleton: Any) -> str:
     """The fused kernel, whose backward pass is the slower one on a CPU, or the plain one."""
     import torch
 
-    return "sdpa" if torch.cuda.is_available() else "eager"
+    chosen = recipe.training.compute.attention
+    if chosen != "auto":
+        return chosen
+    return "sdpa" if torch.cuda.is_available() and skeleton._supports_sdpa else "eager"
 
 
 def _as_float32(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -254,6 +254,15 @@ class Augmentation(Value):
         return self.changes_words or self.token_cutoff > 0
 
 
+class Compute(Value):
+    """How the machine is used; by default as was fastest where it was measured (docs/performance.md)."""
+
+    attention: Literal["auto", "eager", "sdpa"] = "auto"  # auto: sdpa on a GPU; on a CPU its backward pass is slow
+    dropout: Literal["auto", "torch"] = "auto"  # auto: on a CPU drawn for four numbers at a time
+    optimizer: Literal["fused", "foreach"] = "fused"  # AdamW as one operation for all weights, or as some for each kind
+    threads: int | None = Field(None, ge=1)  # of a CPU; default: one for each core
+
+
 class Distillation(Value):
     """A student learns from a teacher too, which answers the unchanged text of each training row once (Hinton et al.
     2015)."""
@@ -298,6 +307,7 @@ class Training(Value):
     average_last: int = Field(1, ge=1)  # keep the mean of the weights at this many last evaluations
     ranking: float = Field(0.0, ge=0)  # weight of the order of a step's grades beside their size (Cao et al. 2007)
     augmentation: Augmentation = Augmentation()
+    compute: Compute = Compute()
     distillation: Distillation | None = None
 
     max_grad_norm: float | None = Field(1.0, gt=0)  # null: no clipping

@@ -172,7 +172,10 @@ class Steps:
     def _pass(self, step: int, rows: list[int]) -> Tensor:
         """Adds the gradient of the summed loss of rows in one pass; returns sum and count. Apart, so that nothing of a
         pass that has failed stays in memory."""
-        with fast_dropout(self.device):  # its backward pass too, which draws again under gradient checkpointing
+        is_fast = self.training.compute.dropout == "auto"
+        with (
+            fast_dropout(self.device) if is_fast else nullcontext()
+        ):  # its backward pass too, which draws again under gradient checkpointing
             loss, count = self.loss(step, rows)
             loss.backward()
         return torch.stack([loss.detach(), count.to(loss)])

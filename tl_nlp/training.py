@@ -24,7 +24,7 @@ from tl_nlp.cost import Costs, Estimate, measure
 from tl_nlp.distillation import Inside
 from tl_nlp.errors import HardwareError, RecipeError
 from tl_nlp.evaluation import judged, read_predictions, references, score, write_predictions
-from tl_nlp.hardware import peak_rss_mb, release
+from tl_nlp.hardware import peak_rss_mb, release, threads
 from tl_nlp.loop import Progress, fit
 from tl_nlp.model import load_model, placed
 from tl_nlp.prediction import Predictor
@@ -58,6 +58,7 @@ def train_one(recipe: Recipe | Run, *, root: Path | None = None, weights_only: b
         if isinstance(recipe, Run):
             held.enter_context(alone(recipe, accelerator))
         asked = recipe.recipe() if isinstance(recipe, Run) else recipe
+        held.enter_context(threads(asked.training.compute.threads))
         prepared = prepare(asked)
         size = asked.training.device_batch_size
         if isinstance(size, int):

@@ -102,7 +102,8 @@ def optimizer_of(weights: Weights, training: Training) -> torch.optim.AdamW:
             {"params": params, "weight_decay": decay, "is_head": is_head, "share": share}
             for (is_head, share, decay), params in groups.items()
         ],
-        fused=True,
+        fused=training.compute.optimizer == "fused",
+        foreach=training.compute.optimizer == "foreach",
     )
 
 
