@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from tl_nlp.attention import BLOCKS
-from tl_nlp.generation import Settings, Wanted, written
+from tl_nlp.generation import Settings, Wanted, in_parts, written
 
 
 def asked_beyond(model: Any) -> str | None:
@@ -48,7 +48,21 @@ def settings_of(model: Any, searched: dict[str, Any]) -> Settings:
     )  # fmt: skip
 
 
-def writing(settings: Settings) -> Callable[..., Tensor]:
+def texts_of(model: Any, inputs: dict[str, Tensor], options: dict[str, Any], searched: dict[str, Any]) -> np.ndarray:
+    """Token ids that are written for windows, shape (windows, tokens). Where the model asks for more than is known here
+    transformers writes by itself, with `options` of `generate` that say what `searched` does."""
+    settings = settings_of(model, searched)
+    if asked_beyond(model) is None:
+        options = options | {"num_beams": 1, "length_penalty": 1.0, "custom_generate": _writing(settings)}
+
+    def write(part: slice) -> np.ndarray:
+        here = {name: values[part] for name, values in inputs.items()}
+        return model.generate(**here, **options).cpu().numpy()
+
+    return in_parts(write, len(inputs["input_ids"]), settings)
+
+
+def _writing(settings: Settings) -> Callable[..., Tensor]:
     """What `generate` calls, as its `custom_generate`, once the windows are read and a prompt of PEFT is in front."""
 
     def write(

@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from tl_nlp import document
-from tl_nlp.decoding import asked_beyond, settings_of, writing
+from tl_nlp.decoding import asked_beyond, texts_of
 from tl_nlp.errors import RecipeError
 from tl_nlp.families import without_peft
-from tl_nlp.generation import in_parts
 from tl_nlp.objective import Objective, divergence, from_teacher, listwise, yes_or_no
 from tl_nlp.types import IGNORED
 
@@ -389,16 +388,8 @@ class Generate(Head):
         return divergence(one, other).sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
-        inputs, options = {name: batch[name] for name in ("input_ids", "attention_mask")}, self.options
-        settings = settings_of(model, self.searched)
-        if asked_beyond(model) is None:  # else transformers writes by itself
-            options = options | {"num_beams": 1, "length_penalty": 1.0, "custom_generate": writing(settings)}
-
-        def write(part: slice) -> np.ndarray:
-            here = {name: values[part] for name, values in inputs.items()}
-            return model.generate(**here, **options).cpu().numpy()
-
-        written = in_parts(write, len(batch["input_ids"]), settings)
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        written = texts_of(model, inputs, self.options, self.searched)
         rows = batch["rows"].cpu().numpy()
         return [written[rows == row] for row in range(int(batch["n_rows"]))]
 

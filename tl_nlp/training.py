@@ -9,7 +9,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -38,9 +38,6 @@ from tl_nlp.session import alone, note_start
 from tl_nlp.steps import Steps, refuse_split_steps
 from tl_nlp.teacher import with_soft_targets
 from tl_nlp.types import Metrics
-
-if TYPE_CHECKING:
-    pass
 
 
 def train_one(recipe: Recipe | Run, *, root: Path | None = None, weights_only: bool = False) -> Run:
