@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import resource
 import sys
 from collections.abc import Iterator
@@ -60,7 +59,6 @@ def pass_tokens(model: Any) -> int:
 
 def release() -> None:
     """Memory that is free within the process goes back to the system, where the C library can be asked for it."""
-    gc.collect()
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable
@@ -91,6 +92,7 @@ def _train(run: Run, prepared: Prepared, accelerator: Accelerator, weights_only:
     if known is not None:
         save_artifact(predictor.model, prepared.tokenizer, _calibrated(predictor, prepared, watched), run)
         del steps, predictor
+        gc.collect()
         release()  # or the model would be in memory twice while the artifact is scored
         _finish(run, prepared, watched, known, progress, estimate, started)
         write_report(run)
