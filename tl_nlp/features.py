@@ -26,7 +26,7 @@ MAX_BYTES = 2 * 10**9  # of features in memory; beyond, the backbone runs every 
 
 def is_cacheable(model: Any, learning: set[str], rows: list[Encoded], kind: Kind = None) -> bool:
     """Whether only the head of an encoder learns, and the states it reads fit in `MAX_BYTES`."""
-    if hasattr(model, "peft_config") or model.config.is_encoder_decoder or not head_modules(model):
+    if not _has_states(model):
         return False
     if isinstance(getattr(model.base_model, "pooler", None), nn.Linear):  # ALBERT's acts inside its backbone
         return False
@@ -35,6 +35,11 @@ def is_cacheable(model: Any, learning: set[str], rows: list[Encoded], kind: Kind
     lengths = [windows for encoded in rows for windows in window_lengths(encoded)]
     n_states = sum(len(windows) if kind else sum(windows) for windows in lengths)
     return n_states * model.config.hidden_size * 4 <= MAX_BYTES
+
+
+def _has_states(model: Any) -> bool:
+    """Whether it is an encoder with a head that reads its states, and nothing of PEFT in between."""
+    return not (hasattr(model, "peft_config") or model.config.is_encoder_decoder) and bool(head_modules(model))
 
 
 def compute(model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, kind: Kind = None) -> Columns:
@@ -192,6 +197,8 @@ def last_states(
 
 def kind_of(model: Any, head: Head) -> Kind:
     """What the head reads of each window; one state of each is kept in the cache from run to run."""
+    if not _has_states(model):
+        return None
     if _reads_means(model, head):
         return "mean"
     return "first" if _reads_first_only(model) else None
