@@ -48,12 +48,27 @@ def settings_of(model: Any, searched: dict[str, Any]) -> Settings:
     )  # fmt: skip
 
 
-def texts_of(model: Any, inputs: dict[str, Tensor], options: dict[str, Any], searched: dict[str, Any]) -> np.ndarray:
+def options_of(searched: dict[str, Any]) -> dict[str, Any]:
+    """The same search in the words of `generate`, for which nothing is drawn."""
+    return {theirs: searched[ours] for ours, theirs in _OPTIONS.items()} | {"do_sample": False}
+
+
+_OPTIONS = {
+    "max_new_tokens": "max_new_tokens",
+    "min_new_tokens": "min_new_tokens",
+    "beams": "num_beams",
+    "length_penalty": "length_penalty",
+    "no_repeat_ngrams": "no_repeat_ngram_size",
+}
+
+
+def texts_of(model: Any, inputs: dict[str, Tensor], searched: dict[str, Any]) -> np.ndarray:
     """Token ids that are written for windows, shape (windows, tokens). Where the model asks for more than is known here
-    transformers writes by itself, with `options` of `generate` that say what `searched` does."""
+    transformers writes by itself."""
+    options = options_of(searched)
     settings = settings_of(model, searched)
     if asked_beyond(model) is None:
-        options = options | {"num_beams": 1, "length_penalty": 1.0, "custom_generate": _writing(settings)}
+        options |= {"num_beams": 1, "length_penalty": 1.0, "custom_generate": _writing(settings)}
 
     def write(part: slice) -> np.ndarray:
         here = {name: values[part] for name, values in inputs.items()}

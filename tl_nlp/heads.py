@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tl_nlp import document
-from tl_nlp.decoding import asked_beyond, texts_of
+from tl_nlp.decoding import asked_beyond, options_of, texts_of
 from tl_nlp.errors import RecipeError
 from tl_nlp.families import without_peft
 from tl_nlp.objective import Objective, divergence, from_teacher, listwise, yes_or_no
@@ -326,33 +326,8 @@ class Generate(Head):
 
     auto_class = "AutoModelForSeq2SeqLM"
 
-    def __init__(
-        self,
-        max_new_tokens: int = 64,
-        min_new_tokens: int = 0,
-        beams: int = 1,
-        length_penalty: float = 1.0,
-        no_repeat_ngrams: int = 0,
-        candidates: int = 1,
-        temperature: float = 1.0,
-    ):
-        self.searched = {
-            "max_new_tokens": max_new_tokens,
-            "min_new_tokens": min_new_tokens,
-            "beams": beams,
-            "length_penalty": length_penalty,
-            "no_repeat_ngrams": no_repeat_ngrams,
-            "candidates": candidates,
-            "temperature": temperature,
-        }
-        self.options: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens,
-            "min_new_tokens": min_new_tokens,
-            "num_beams": beams,
-            "length_penalty": length_penalty,
-            "no_repeat_ngram_size": no_repeat_ngrams,
-            "do_sample": False,
-        }
+    def __init__(self, **searched: Any):
+        self.searched = searched  # the fields of `generation.Settings` that a task has
 
     def install(self, model: Any) -> None:
         """Writes the settings into the model's own, so that plain transformers writes as we do."""
@@ -362,7 +337,7 @@ class Generate(Head):
                 f"the checkpoint's generation_config has {beyond}, which drawing does not know; task.candidates=1",
                 "task.candidates",
             )
-        for name, value in self.options.items():
+        for name, value in options_of(self.searched).items():
             setattr(model.generation_config, name, value)
 
     def logits(self, model: Any, batch: Batch) -> Tensor:
@@ -389,7 +364,7 @@ class Generate(Head):
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        written = texts_of(model, inputs, self.options, self.searched)
+        written = texts_of(model, inputs, self.searched)
         rows = batch["rows"].cpu().numpy()
         return [written[rows == row] for row in range(int(batch["n_rows"]))]
 

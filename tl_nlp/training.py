@@ -282,18 +282,13 @@ def _fit(
     steps: Steps, predictor: Predictor, prepared: Prepared, watched: Watched, run: Run, weights_only: bool
 ) -> Progress:
     """Trains the model; while the head learns alone, on features of the backbone that are computed once."""
-    recipe, model, accelerator = prepared.recipe, predictor.model, steps.accelerator
+    model, accelerator = predictor.model, steps.accelerator
     task, shown, cached, n_alone = watched.task, watched.encoded, watched.is_cached, steps.epochs_alone
     glancing = Predictor(model, prepared.tokenizer, task, predictor.precision)
     started, of_tokens = time.perf_counter(), steps.examples
     states: dict[str, Encoded] = {}
     if cached:
-        states = {
-            split: features.compute(
-                model, theirs, predictor.pad_id, recipe.training.precision, f"features of {split}", watched.kind
-            )
-            for split, theirs in shown.items()
-        }
+        states = {split: _states(predictor, theirs, split, watched) for split, theirs in shown.items()}
         steps.examples = lambda epoch: states["train"] if epoch < n_alone else of_tokens(epoch)
     seconds = time.perf_counter() - started
     truth = references(task, prepared.rows["validation"].select(watched.places))
@@ -315,11 +310,15 @@ def _fit(
     return progress
 
 
+def _states(predictor: Predictor, encoded: Encoded, split: str, watched: Watched) -> Encoded:
+    """What the head reads of rows, from the cache where it has them."""
+    model, precision = predictor.model, predictor.precision
+    return features.compute(model, encoded, predictor.pad_id, precision, f"features of {split}", watched.kind)
+
+
 def _from_states(predictor: Predictor, encoded: Encoded, split: str, watched: Watched) -> list[np.ndarray]:
     """What the head infers of a backbone that has not moved, from the states that are kept."""
-    states = features.compute(
-        predictor.model, encoded, predictor.pad_id, predictor.precision, f"features of {split}", watched.kind
-    )
+    states = _states(predictor, encoded, split, watched)
     with features.reading_features(predictor.model):
         return predictor.infer(states)
 
