@@ -1,6 +1,6 @@
 """How much sooner an export answers than transformers.pipeline in float32, with the same weights and scores.
 
-Command   python benchmarks/exporting.py [RUN] [ROWS]
+Command   python benchmarks/exporting.py [RUN] [--rows ROWS] [--exports NAME ...]
 
 RUN is one of a classification with task.pooling=checkpoint, which pipeline can open; without it one epoch of sentiment
 is trained. Two things are measured, each in turn with its peer, five times, and the ratios of the medians are what to
@@ -8,7 +8,7 @@ quote: single requests, sentences of the test split; and ROWS (10,000) reviews o
 tokens by both, pipeline in batches of 32.
 """
 
-import sys
+import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,18 +33,21 @@ EXPORTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", nargs="?", type=Run.open)
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--exports", nargs="+", choices=EXPORTS, default=list(EXPORTS))
+    asked = parser.parse_args()
     logging.disable_progress_bar()
     folder = Path(tempfile.mkdtemp(prefix="tl_nlp-exporting-"))
-    runs = [word for word in sys.argv[1:] if not word.isdecimal()]
-    run = Run.open(runs[0]) if runs else trained(folder)
-    n_rows = int(next((word for word in sys.argv[1:] if word.isdecimal()), 10_000))
+    run = asked.run or trained(folder)
     peer = pipeline("text-classification", model=str(run.artifact), device="cpu", dtype="float32")
     predictors = {"torch (tl_nlp)": Predictor.load(run)}
-    for name, options in EXPORTS.items():
-        export(run, folder / name, **options, tolerance=0.1)
+    for name in asked.exports:
+        export(run, folder / name, **EXPORTS[name], tolerance=0.1)
         predictors[name] = Predictor.load(folder / name)
     sentences = list(resolved(run.recipe())[1]["test"]["text"])[:N_REQUESTS]
-    reviews, labels = mixed(run, n_rows)
+    reviews, labels = mixed(run, asked.rows)
     cut = {"truncation": True, "max_length": 256}
 
     print(f"{'one request':24} {'p50, ms':>9} {'ratio':>6}")

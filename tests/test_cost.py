@@ -18,15 +18,16 @@ from tl_nlp.loop import fit
 from tl_nlp.preparation import prepare
 from tl_nlp.schedule import Plan
 from tl_nlp.steps import Steps
-from tl_nlp.training import costs_of, steps_of, watched_of
+from tl_nlp.training import steps_of
+from tl_nlp.watching import Watched, costs_of
 
 
-def made(recipe: Recipe) -> tuple[Steps, Callable[[], Costs]]:
-    """The steps of a recipe, and the probe of them."""
+def made(recipe: Recipe, compared: int = 0) -> tuple[Steps, Callable[[], Costs]]:
+    """The steps of a recipe, and the probe of them; baselines see so many rows."""
     prepared = prepare(recipe)
     steps, predictor = steps_of(prepared, Accelerator())
-    watched = watched_of(prepared, steps, predictor)
-    return steps, lambda: costs_of(prepared, steps, predictor, watched, 0.1)
+    watched = Watched.of(prepared, steps, predictor)
+    return steps, lambda: costs_of(prepared, steps, predictor, watched, compared, 0.1)
 
 
 def state(steps: Steps) -> dict[str, torch.Tensor]:
@@ -95,6 +96,12 @@ def test_an_estimate_grows_with_the_epochs_and_falls_with_the_steps(reviews: Pat
     assert once.training / 2 == pytest.approx(costs.of(steps.plan, steps.plan.steps // 2).training)
     done = costs.of(steps.plan, steps.plan.steps)
     assert done.training == 0 and done.evaluation == costs.answers > 0
+
+
+def test_rows_that_baselines_see_are_counted(reviews: Path, tiny_bert: Path) -> None:
+    recipe = tiny_recipe(tiny_bert, reviews)
+    (few, of_few), (many, of_many) = (made(recipe, compared) for compared in (0, 100_000))
+    assert of_many().of(many.plan).rest > of_few().of(few.plan).rest + 10
 
 
 def test_stages_are_timed_apart(

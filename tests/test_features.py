@@ -86,7 +86,7 @@ def test_only_what_the_head_reads_is_kept(tiny_bert: Path, reviews: Path) -> Non
         kind = features.kind_of(model, head_of(chosen.task))
         assert kind == {"checkpoint": "first", "mean": "mean"}[pooling]
         whole = features.compute(model, encoded, 0, "float32", "features")
-        kept = features.compute(model, encoded, 0, "float32", "features", kind)
+        kept = features.compute(model, encoded, 0, "float32", "features", features.cache_of(model, "float32", kind))
         for windows, all_states, lengths in zip(
             kept.columns["features"], whole.columns["features"], whole.lengths, strict=True
         ):
@@ -225,7 +225,7 @@ class TestCache:
         read(["the film"])
         (oldest,) = (tmp_path / "cache").rglob("*.safetensors")
         os.utime(oldest, (0, 0))
-        monkeypatch.setattr("tl_nlp.feature_cache.MAX_BYTES", int(1.5 * oldest.stat().st_size))
+        monkeypatch.setattr("tl_nlp.cache.MAX_BYTES", int(1.5 * oldest.stat().st_size))
         read(["some plot"])
         (left,) = (tmp_path / "cache").rglob("*.safetensors")
         assert left != oldest

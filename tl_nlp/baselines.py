@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
+from tl_nlp.cache import made_of, remembered
+from tl_nlp.logistic import logistic_regression
 from tl_nlp.rows import columns_of
 from tl_nlp.scales import groups_of
 from tl_nlp.textrank import textrank
@@ -53,6 +58,17 @@ class Given:
             self._sentences[split] = self.task.sentences_of(self.splits[split])
         return self._sentences[split]
 
+    @cached_property
+    def file(self) -> Path | None:
+        """Where the cache keeps what baselines answered to this before."""
+        return made_of("baselines", self.task, self.splits, self.frozen, self.frozen_rows)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that are learned from or answered: none where the answers are kept."""
+        is_answered = self.file is not None and self.file.is_file()
+        return 0 if is_answered else sum(len(rows["id"]) for rows in self.splits.values())
+
     @property
     def scored(self) -> dict[str, Rows]:
         """All splits but train."""
@@ -70,12 +86,15 @@ def given(
     return Given(task, columns, frozen, np.searchsorted(train_rows, frozen_rows))
 
 
-def answers(known: Given) -> Iterator[tuple[str, Answers]]:
-    """Each baseline's name and its predictions for every split but train."""
-    makers = _MAKERS[known.task.head]
-    for name in tqdm(makers, desc="baselines", unit="model", file=sys.stderr):
-        if name != "frozen" or known.frozen:
-            yield name, makers[name](known)
+def answers(known: Given) -> dict[str, Answers]:
+    """Each baseline's predictions for every split but train, by its name; kept for the next run on the same rows."""
+
+    def make() -> dict[str, Answers]:
+        makers = _MAKERS[known.task.head]
+        bar = tqdm(makers, desc="baselines", unit="model", file=sys.stderr)
+        return {name: makers[name](known) for name in bar if name != "frozen" or known.frozen}
+
+    return remembered(known.file, TypeAdapter(dict[str, Answers], config={"ser_json_inf_nan": "constants"}), make)
 
 
 # ---- labels and grades
@@ -171,7 +190,7 @@ def _linear(
 
 def _fitted(head: str, features: Any, targets: np.ndarray, strength: float) -> Callable[[Any], np.ndarray]:
     """A function from features to outputs as the head infers them, of shape (examples, outputs)."""
-    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.linear_model import Ridge
 
     if head == "regress":
         models = []
@@ -184,7 +203,7 @@ def _fitted(head: str, features: Any, targets: np.ndarray, strength: float) -> C
         there = np.unique(labels)
         if len(there) == 1:
             return lambda rows: np.repeat(targets[:1], rows.shape[0], axis=0)
-        model = LogisticRegression(C=strength, max_iter=300).fit(features, labels)
+        model = logistic_regression(strength, features, len(there)).fit(features, labels)
 
         def probabilities(rows: Any) -> np.ndarray:
             found = np.zeros((rows.shape[0], targets.shape[1]))
@@ -193,7 +212,7 @@ def _fitted(head: str, features: Any, targets: np.ndarray, strength: float) -> C
 
         return probabilities
     deciders = [
-        LogisticRegression(C=strength, max_iter=300).fit(features, column) if 0 < column.sum() < len(column) else None
+        logistic_regression(strength, features).fit(features, column) if 0 < column.sum() < len(column) else None
         for column in targets.T
     ]
     return lambda rows: np.stack(
@@ -270,8 +289,6 @@ def _places(known: Given, split: str) -> np.ndarray:
 def _best_sentences(known: Given, features: dict[str, Any], strengths: tuple[float, ...]) -> Answers:
     """A logistic regression on whether a sentence is among the best of its text, one for each pair (aspect, question)
     of which there are enough rows; of the strength that the task scores best on validation."""
-    from sklearn.linear_model import LogisticRegression
-
     train = known.splits["train"]
     counts = Counter(_pairs(train))
     own = {pair for pair, count in counts.items() if count >= _OWN_MODEL}
@@ -292,7 +309,7 @@ def _best_sentences(known: Given, features: dict[str, Any], strengths: tuple[flo
         for name in {"", *own}:
             mine = np.flatnonzero((of_train == name) | (name == ""))
             if 0 < best[mine].sum() < len(mine):
-                model = LogisticRegression(C=strength, class_weight="balanced", max_iter=300)
+                model = logistic_regression(strength, features["train"], class_weight="balanced")
                 models[name] = model.fit(features["train"][mine], best[mine])
         made = {}
         for split in known.scored:

@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from tl_nlp.baselines import MAX_FROZEN
+from tl_nlp.baselines import MAX_FROZEN, MAX_ROWS
 from tl_nlp.batches import window_lengths
 from tl_nlp.cost import Costs, padded, spoken
 from tl_nlp.errors import RecipeError
 from tl_nlp.preparation import Prepared, prepare
 from tl_nlp.recipe import Recipe, Training
 from tl_nlp.schedule import Plan
-from tl_nlp.training import costs_of, steps_of, watched_of
+from tl_nlp.training import steps_of
+from tl_nlp.watching import Watched, costs_of
 
 FEWEST = 100  # training rows that are worth a training
 _MARGIN = 0.9  # of the time, which the estimate may take
@@ -87,15 +88,18 @@ class Outlook:
         started = time.perf_counter()
         steps, predictor = steps_of(prepared, accelerator)
         loading = time.perf_counter() - started
-        watched = watched_of(prepared, steps, predictor)
-        costs = costs_of(prepared, steps, predictor, watched, loading)
+        watched = Watched.of(prepared, steps, predictor)
+        compared = sum(min(MAX_ROWS, len(rows)) for rows in prepared.rows.values())
+        costs = costs_of(prepared, steps, predictor, watched, compared, loading)
         looking = {}
         for split, encoded in prepared.encoded.items():
             lengths = window_lengths(encoded)
             read = lengths[:MAX_FROZEN] if split == "train" else lengths
             is_read = prepared.recipe.task.head != "generate"
             looking[split] = _CHECK * len(lengths) + (costs.reading * padded(read, predictor.model) if is_read else 0.0)
-        if watched.kind == "mean":  # what baselines have read is what the head learns from
+        if (
+            watched.cache is not None and watched.cache.kind == "mean"
+        ):  # what baselines have read is what the head learns from
             known = {split: min(1, MAX_FROZEN / len(rows)) for split, rows in prepared.encoded.items()}
             unread = {split: (1 - known[split]) * seconds for split, seconds in costs.features.items()}
             costs = replace(costs, features=unread)

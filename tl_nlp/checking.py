@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
+from pydantic import TypeAdapter
 
+from tl_nlp.cache import made_of, remembered
 from tl_nlp.doubts import doubtful_grades, doubtful_labels, first_of
 from tl_nlp.duplicates import plain
 from tl_nlp.findings import Finding, Severity
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from tl_nlp.recipe import Task
 
+Tokens = dict[str, tuple[np.ndarray, np.ndarray]]
 SAMPLE = 5000  # rows that the slower looks take
 GLANCE = 75_000  # tokens of these rows that a check by itself computes frozen features of
 _EXAMPLES = 20  # ids that a finding shows
@@ -43,15 +46,24 @@ def check(
     rows: DatasetDict,
     task: Task,
     rejects: list[Reject],
-    tokens: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
+    tokens: Tokens | None = None,
     features: np.ndarray | None = None,
 ) -> list[Finding]:
     """All findings, the gravest first.
 
     `tokens` gives for each split the tokens of every row and how many of them no window holds; `features`, of shape
-    (examples, hidden), are the checkpoint's states of the training rows `sampled` names, and tell doubtful labels.
+    (examples, hidden), are the checkpoint's states of the training rows `sampled` names, and tell doubtful labels. What
+    was found is kept for the next run on the same rows.
     """
-    found = [*_left_out(rejects), *_ids_again(rows), *_texts(rows), *_cut(tokens or {}, rows)]
+    tables = {split: theirs.with_format("arrow")[:] for split, theirs in rows.items()}
+    file = made_of("findings", tables, task, rejects, tokens, features)
+    return remembered(file, TypeAdapter(list[Finding]), lambda: _found(rows, task, rejects, tokens or {}, features))
+
+
+def _found(
+    rows: DatasetDict, task: Task, rejects: list[Reject], tokens: Tokens, features: np.ndarray | None
+) -> list[Finding]:
+    found = [*_left_out(rejects), *_ids_again(rows), *_texts(rows), *_cut(tokens, rows)]
     found += [*_doubles(rows), *_together(rows)]
     if task.head in ("generate", "select"):
         found += _longer_targets(rows)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 
-from tl_nlp import baselines, features
+from tl_nlp import features
 from tl_nlp.batches import Encoded, budgeted, epoch_order, passes, window_lengths
 from tl_nlp.errors import NotFiniteError
+from tl_nlp.feature_cache import FeatureCache
 from tl_nlp.hardware import pass_tokens
 from tl_nlp.memory import optimizer_bytes
 from tl_nlp.prediction import Predictor
@@ -132,7 +133,8 @@ def measure(
     scored: dict[str, Encoded],
     *,
     cached: bool,
-    kind: features.Kind,
+    cache: FeatureCache | None,
+    compared: int,
     loading: float,
     start: int = 0,
 ) -> Costs:
@@ -140,14 +142,13 @@ def measure(
     and get what the first has measured.
 
     `watched` are the rows that are learned from and those that `glancing` answers while training goes on, `scored`
-    those that `predictor` answers at last; `cached` says whether the head learns from states that are kept, of
-    `kind`; `loading` the model took so many seconds. Raises HardwareError for a step that does not
-    fit in memory.
+    those that `predictor` answers at last; `cached` says whether the head learns from states that are computed once, of
+    which a `cache` may have some; `compared` rows are those that baselines learn from or answer; `loading` the model
+    took so many seconds. Raises HardwareError for a step that does not fit in memory.
     """
     model, accelerator = steps.model, steps.accelerator
     share = 1 / accelerator.num_processes  # of what is answered while training goes on
     written = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    n_rows = min(len(watched["train"]), baselines.MAX_ROWS) + sum(map(len, scored.values()))
     n_scored = sum(padded(window_lengths(encoded), model) for encoded in scored.values())
     rows = watched["validation"]
     n_watched = padded(window_lengths(rows), model)
@@ -155,9 +156,10 @@ def measure(
     with _untouched(steps):
         rate = _reading(glancing, rows, n_evaluations * n_watched)
         last = rate if glancing.task == predictor.task else _reading(predictor, rows, n_scored)
-        blank = {split: features.Blank(model, each, kind) for split, each in watched.items()} if cached else {}
+        one_each = cache is not None
+        blank = {split: features.Blank(model, each, one_each) for split, each in watched.items()} if cached else {}
         unread = {
-            split: [zeros.lengths[place] for place in features.unread(model, watched[split], glancing.precision, kind)]
+            split: [zeros.lengths[place] for place in features.unread(watched[split], cache)]
             for split, zeros in blank.items()
         }
         on_states = 0.0
@@ -174,7 +176,7 @@ def measure(
             evaluation_on_states=on_states * n_watched * share,
             answers=last * n_scored,
             save=_BYTE * optimizer_bytes(steps.weights.by_name),
-            rest=loading + _BYTE * written + _ROW * n_rows + _FIXED,
+            rest=loading + _BYTE * written + _ROW * compared + _FIXED,
             reading=rate,
         )
         ahead = [stage for stage in costs.stages(steps.plan) if stage.steps.stop > start]

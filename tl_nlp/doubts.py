@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tl_nlp.logistic import logistic_regression
+
 
 def first_of(ranked: list[np.ndarray]) -> np.ndarray:
     """Rows of several rankings in the order of their best place in any."""
@@ -46,7 +48,6 @@ def doubtful_labels(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     to each other one, and as many are taken as doubtful, those first for which the other label is ahead the most.
     Labels of fewer than five rows are left out: each fold needs one.
     """
-    from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -57,7 +58,7 @@ def doubtful_labels(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return np.empty(0, int)
     features, n_labels = features[kept], len(names)
     folds = StratifiedKFold(_N_FOLDS, shuffle=True, random_state=0)
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+    model = make_pipeline(StandardScaler(), logistic_regression(0.01, features, n_labels))
     probabilities = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
     own = probabilities[np.arange(len(labels)), labels]
     usual = np.asarray([own[labels == label].mean() for label in range(n_labels)])

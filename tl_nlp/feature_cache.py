@@ -1,5 +1,4 @@
-"""States of windows that a frozen backbone has given before, kept on disk by content: $TL_NLP_CACHE, else the user's
-cache folder; set to nothing, none are kept.
+"""States of windows that a frozen backbone has given before, kept on disk by content (`cache`).
 
 What a state depends on is its name: weights, number format and token ids. So an edited text, another checkpoint or
 another length of windows finds nothing, and another seed, head or rate finds all.
@@ -9,12 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 import uuid
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,16 +19,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tl_nlp.batches import Encoded
+from tl_nlp.cache import cache_folder, keep
 
-MAX_BYTES = 2 * 10**9  # on disk; the oldest files go first
+Kind = Literal["mean", "first"]
+"""The one state of a window that is kept: the mean of its tokens', or the first, as BERT's own head reads."""
 _FORMAT = 2
 
 
 class FeatureCache:
-    """One state for each window, of a `features.Kind`."""
+    """One state of a `kind` for each window, of a backbone as it is now; read in half precision or not."""
 
-    def __init__(self, backbone: Any, kind: str, half: bool):
-        root = _root()
+    def __init__(self, backbone: Any, kind: Kind, half: bool):
+        self.kind = kind
+        root = cache_folder("features")
         self.folder = root / _fingerprint(backbone, half) / kind if root else None
         self._known: dict[bytes, np.ndarray] = {}
         self._kept: dict[bytes, tuple[Any, int, int]] = {}  # a file's states, and where those of the row are
@@ -74,15 +73,7 @@ class FeatureCache:
             "states": np.concatenate(list(rows.values())),
         }
         file = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, file.with_suffix(".partial"))
-            file.with_suffix(".partial").replace(file)
-            _forget_oldest(self.folder.parent.parent)
-        except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                file.with_suffix(".partial").unlink()
-            print(f"features are not kept for the next run: {error}", file=sys.stderr)
+        keep(file, lambda path: save_file(tensors, path), "features")
 
 
 def row_keys(encoded: Encoded) -> list[bytes]:
@@ -125,19 +116,3 @@ _OF_NO_EFFECT = {
     "problem_type",
     "transformers_version",
 }
-
-
-def _root() -> Path | None:
-    named = os.environ.get("TL_NLP_CACHE")
-    if named is not None:
-        return Path(named) / "features" if named else None
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tl_nlp" / "features"
-
-
-def _forget_oldest(root: Path) -> None:
-    files = sorted(root.glob("*/*/*.safetensors"), key=lambda file: -file.stat().st_mtime)
-    total = 0
-    for file in files:
-        total += file.stat().st_size
-        if total > MAX_BYTES:
-            file.unlink(missing_ok=True)

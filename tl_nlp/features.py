@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,17 +14,15 @@ from tqdm import tqdm
 
 from tl_nlp.batches import Columns, Encoded, budgeted, collate, tiled, window_lengths
 from tl_nlp.families import head_modules, in_head
-from tl_nlp.feature_cache import FeatureCache, row_keys
+from tl_nlp.feature_cache import FeatureCache, Kind, row_keys
 from tl_nlp.hardware import inferring, is_half, pass_tokens
 from tl_nlp.heads import Head
 from tl_nlp.pretrained import positions
 
-Kind = Literal["mean", "first"] | None
-"""The one state that a head reads of each window: the mean of its tokens', or the first, as BERT's own; None: all."""
 MAX_BYTES = 2 * 10**9  # of features in memory; beyond, the backbone runs every epoch
 
 
-def is_cacheable(model: Any, learning: set[str], rows: list[Encoded], kind: Kind = None) -> bool:
+def is_cacheable(model: Any, learning: set[str], rows: list[Encoded], kind: Kind | None = None) -> bool:
     """Whether only the head of an encoder learns, and the states it reads fit in `MAX_BYTES`."""
     if not _has_states(model):
         return False
@@ -42,12 +40,19 @@ def _has_states(model: Any) -> bool:
     return not (hasattr(model, "peft_config") or model.config.is_encoder_decoder) and bool(head_modules(model))
 
 
-def compute(model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, kind: Kind = None) -> Columns:
+def cache_of(model: Any, precision: str, kind: Kind) -> FeatureCache:
+    """The states that the model's backbone, as it is now, gave before in this precision."""
+    return FeatureCache(model.base_model, kind, is_half(precision, next(model.parameters()).device))
+
+
+def compute(
+    model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, cache: FeatureCache | None = None
+) -> Columns:
     """The last states of the backbone in eval mode, as float32 of shape (positions, hidden) for each window, or the one
-    of a `kind`."""
+    that the `cache` is for."""
     lengths = window_lengths(encoded)
-    if kind:
-        rows = _one_state_each(model, encoded, pad_id, precision, description, kind)
+    if cache is not None:
+        rows = _one_state_each(model, encoded, pad_id, precision, description, cache)
         windows_of = [list(states[:, None]) for states in rows]
     else:
         windows_of = [[] for _ in lengths]
@@ -65,9 +70,8 @@ _KEPT = ("labels", "soft_targets", "sentence_ids", "sides", "surface", "group")
 class Blank:
     """As what `compute` gives, with zeros in the place of the states: a head takes as long on them."""
 
-    def __init__(self, model: Any, encoded: Encoded, kind: Kind = None):
-        self._encoded, self._width = encoded, model.config.hidden_size
-        self._one_each = kind is not None
+    def __init__(self, model: Any, encoded: Encoded, one_each: bool):
+        self._encoded, self._width, self._one_each = encoded, model.config.hidden_size, one_each
         self.lengths = window_lengths(encoded)
 
     def __len__(self) -> int:
@@ -84,13 +88,9 @@ class Blank:
         return {"features": states, "lengths": lengths, **kept}
 
 
-def unread(model: Any, encoded: Encoded, precision: str, kind: Kind = None) -> list[int]:
+def unread(encoded: Encoded, cache: FeatureCache | None) -> list[int]:
     """The places of the rows that `compute` would read: all but those whose states are kept from before."""
-    if kind is None:
-        return list(range(len(encoded)))
-    half = is_half(precision, next(model.parameters()).device)
-    cache = FeatureCache(model.base_model, kind, half)
-    return list(_new(cache, row_keys(encoded)).values())
+    return list(range(len(encoded)) if cache is None else _new(cache, row_keys(encoded)).values())
 
 
 def _new(cache: FeatureCache, keys: list[bytes]) -> dict[bytes, int]:
@@ -98,27 +98,28 @@ def _new(cache: FeatureCache, keys: list[bytes]) -> dict[bytes, int]:
     return {key: place for place, key in enumerate(keys) if key not in cache}
 
 
-def embeddings(model: Any, encoded: Encoded, pad_id: int, precision: str, description: str) -> np.ndarray:
+def embeddings(
+    model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, cache: FeatureCache | None = None
+) -> np.ndarray:
     """The mean of the backbone's last states over all tokens of each row; float32 of shape (examples, hidden)."""
-    rows = _one_state_each(model, encoded, pad_id, precision, description, "mean")
+    cache = cache or cache_of(model, precision, "mean")
+    rows = _one_state_each(model, encoded, pad_id, precision, description, cache)
     weights = [np.asarray(windows, np.float32) for windows in window_lengths(encoded)]
     return np.stack([np.average(states, 0, of_window) for states, of_window in zip(rows, weights, strict=True)])
 
 
 def _one_state_each(
-    model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, kind: Literal["mean", "first"]
+    model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, cache: FeatureCache
 ) -> list[np.ndarray]:
-    """For each row one state of every window, of shape (windows, hidden): the `kind` "mean" of its tokens or the
-    "first". What was computed before is taken from the cache; rows of one content are computed once."""
-    device = next(model.parameters()).device
-    cache = FeatureCache(model.base_model, kind, is_half(precision, device))
+    """For each row one state of every window, of shape (windows, hidden). What was computed before is taken from the
+    cache; rows of one content are computed once."""
     keys = row_keys(encoded)
     new = _new(cache, keys)
     if new:
         places = list(new.values())
         found: list[list[np.ndarray]] = [[] for _ in places]
         for rows, states, mask in last_states(model, encoded.select(places), pad_id, precision, description):
-            if kind == "mean":
+            if cache.kind == "mean":
                 states = (states * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1)[:, None]
             else:
                 states = states[:, 0].copy()
@@ -133,6 +134,7 @@ class Frozen:
 
     def __init__(self, model: Any, splits: dict[str, Encoded], pad_id: int, precision: str):
         self._model, self._splits, self._pad_id, self._precision = model, splits, pad_id, precision
+        self._cache = cache_of(model, precision, "mean")
         self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def of(self, split: str, rows: np.ndarray) -> np.ndarray:
@@ -144,8 +146,7 @@ class Frozen:
         )
         new = rows[~is_known[rows]]
         if len(new):
-            part = encoded.select(new)
-            states[new] = embeddings(self._model, part, self._pad_id, self._precision, f"features of {split}")
+            states[new] = self._read(encoded.select(new), split)
             is_known[new] = True
         return states[rows]
 
@@ -160,9 +161,12 @@ class Frozen:
         states = np.empty((len(rows), self._model.config.hidden_size), np.float32)
         states[~is_long] = self.of(split, rows[~is_long])
         if is_long.any():
-            begun = _beginnings(encoded.select(rows[is_long]), most)
-            states[is_long] = embeddings(self._model, begun, self._pad_id, self._precision, f"features of {split}")
+            states[is_long] = self._read(_beginnings(encoded.select(rows[is_long]), most), split)
         return states
+
+    def _read(self, encoded: Encoded, split: str) -> np.ndarray:
+        description = f"features of {split}"
+        return embeddings(self._model, encoded, self._pad_id, self._precision, description, self._cache)
 
 
 def _beginnings(encoded: Encoded, n_tokens: int) -> Encoded:
@@ -195,8 +199,8 @@ def last_states(
             bar.update(len(rows))
 
 
-def kind_of(model: Any, head: Head) -> Kind:
-    """What the head reads of each window; one state of each is kept in the cache from run to run."""
+def kind_of(model: Any, head: Head) -> Kind | None:
+    """The one state that the head reads of each window, which the cache keeps from run to run; None: all."""
     if not _has_states(model):
         return None
     if _reads_means(model, head):

@@ -7,12 +7,11 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -20,8 +19,8 @@ from tl_nlp import augmentation, baselines, features, memory
 from tl_nlp.artifact import save_artifact
 from tl_nlp.baselines import Given
 from tl_nlp.batches import Encoded, window_lengths
-from tl_nlp.checking import label_counts, sampled
-from tl_nlp.cost import Costs, Estimate, measure
+from tl_nlp.checking import label_counts
+from tl_nlp.cost import Estimate
 from tl_nlp.distillation import Inside
 from tl_nlp.errors import HardwareError, RecipeError
 from tl_nlp.evaluation import judged, read_predictions, references, score, write_predictions
@@ -39,6 +38,7 @@ from tl_nlp.session import alone, note_start
 from tl_nlp.steps import Steps, refuse_split_steps
 from tl_nlp.teacher import with_soft_targets
 from tl_nlp.types import Metrics
+from tl_nlp.watching import Watched, costs_of
 
 
 def train_one(recipe: Recipe | Run, *, root: Path | None = None, weights_only: bool = False) -> Run:
@@ -83,8 +83,9 @@ def _train(run: Run, prepared: Prepared, accelerator: Accelerator, weights_only:
     release()  # of the weights as they are stored, which may be four times as large
     if accelerator.is_main_process:
         _note_size(run, steps)
-    watched = watched_of(prepared, steps, predictor)
-    estimate = _estimated(run, prepared, steps, predictor, watched, loading)
+    watched = Watched.of(prepared, steps, predictor)
+    compared = known.n_rows if known is not None else 0
+    estimate = _estimated(run, prepared, steps, predictor, watched, compared, loading)
     started = time.perf_counter()
     release()
     progress = _fit(steps, predictor, prepared, watched, run, weights_only)
@@ -214,64 +215,22 @@ def _note_size(run: Run, steps: Steps) -> None:
     )
 
 
-@dataclass
-class Watched:
-    """What the model sees while it is trained: the rows that it learns from, and those of validation, all or a sample,
-    that it answers as `task` says."""
-
-    task: Task
-    places: np.ndarray  # of the validation rows
-    encoded: dict[str, Encoded]
-    kind: features.Kind  # what the head reads of each window
-    is_cached: bool  # whether the head learns alone from states that are computed once
-    is_frozen: bool  # whether that is all it does, and reads one state of each window: the cache has them
-
-
-def watched_of(prepared: Prepared, steps: Steps, predictor: Predictor) -> Watched:
-    task, most = prepared.recipe.task.glance()
-    n_rows = len(prepared.encoded["validation"])
-    places = sampled(n_rows, n_rows if most is None else most)
-    shown = {"train": prepared.encoded["train"], "validation": prepared.encoded["validation"].select(places)}
-    cached = bool(steps.epochs_alone) and not prepared.recipe.training.augmentation.changes_rows
-    kind = features.kind_of(predictor.model, predictor.head) if cached else None
-    in_head = steps.weights.in_head & steps.weights.of_model.keys()
-    cached = cached and features.is_cacheable(predictor.model, in_head, list(shown.values()), kind)
-    frozen = cached and kind is not None and steps.epochs_alone >= prepared.recipe.training.epochs
-    return Watched(task, places, shown, kind, cached, frozen)
-
-
-def costs_of(
-    prepared: Prepared, steps: Steps, predictor: Predictor, watched: Watched, loading: float, start: int = 0
-) -> Costs:
-    """What training costs from step `start` on, by a probe; the model took `loading` seconds to load."""
-    is_calibrated = type(prepared.recipe.task).calibrated is not Task.calibrated
-    learned = {"train"} if is_calibrated and not watched.is_frozen else {"train", "validation"}
-    scored = {split: rows for split, rows in prepared.encoded.items() if split not in learned}
-    if watched.is_frozen:
-        new = partial(features.unread, predictor.model, precision=predictor.precision, kind=watched.kind)
-        scored = {split: rows.select(new(rows)) for split, rows in scored.items()}
-    return measure(
-        steps,
-        Predictor(predictor.model, prepared.tokenizer, watched.task, predictor.precision),
-        predictor,
-        watched.encoded,
-        scored,
-        cached=watched.is_cached,
-        kind=watched.kind,
-        loading=loading,
-        start=start,
-    )
-
-
 def _estimated(
-    run: Run, prepared: Prepared, steps: Steps, predictor: Predictor, watched: Watched, loading: float
+    run: Run,
+    prepared: Prepared,
+    steps: Steps,
+    predictor: Predictor,
+    watched: Watched,
+    compared: int,
+    loading: float,
 ) -> Estimate | None:
     """How long the rest of the run will take, which is told; None where the loop will tell why it cannot begin."""
     start = max(run.checkpoint_steps(), default=0)
     try:
-        estimate = costs_of(prepared, steps, predictor, watched, loading, start).of(steps.plan, start)
+        costs = costs_of(prepared, steps, predictor, watched, compared, loading, start)
     except HardwareError:
         return None
+    estimate = costs.of(steps.plan, start)
     if steps.accelerator.is_main_process:
         early = "; less if it stops early" if prepared.recipe.training.patience else ""
         print(f"this will take {estimate}{early}", file=sys.stderr)
@@ -288,7 +247,7 @@ def _fit(
     started, of_tokens = time.perf_counter(), steps.examples
     states: dict[str, Encoded] = {}
     if cached:
-        states = {split: _states(predictor, theirs, split, watched) for split, theirs in shown.items()}
+        states = {split: watched.states(predictor, theirs, split) for split, theirs in shown.items()}
         steps.examples = lambda epoch: states["train"] if epoch < n_alone else of_tokens(epoch)
     seconds = time.perf_counter() - started
     truth = references(task, prepared.rows["validation"].select(watched.places))
@@ -310,26 +269,12 @@ def _fit(
     return progress
 
 
-def _states(predictor: Predictor, encoded: Encoded, split: str, watched: Watched) -> Encoded:
-    """What the head reads of rows, from the cache where it has them."""
-    model, precision = predictor.model, predictor.precision
-    return features.compute(model, encoded, predictor.pad_id, precision, f"features of {split}", watched.kind)
-
-
-def _from_states(predictor: Predictor, encoded: Encoded, split: str, watched: Watched) -> list[np.ndarray]:
-    """What the head infers of a backbone that has not moved, from the states that are kept."""
-    states = _states(predictor, encoded, split, watched)
-    with features.reading_features(predictor.model):
-        return predictor.infer(states)
-
-
 def _calibrated(predictor: Predictor, prepared: Prepared, watched: Watched) -> Recipe:
     """The recipe with what validation teaches about the task's decisions."""
     task = prepared.recipe.task
     if type(task).calibrated is Task.calibrated:
         return prepared.recipe
-    encoded = prepared.encoded["validation"]
-    outputs = _from_states(predictor, encoded, "validation", watched) if watched.is_frozen else predictor.infer(encoded)
+    outputs = watched.infer(predictor, prepared.encoded["validation"], "validation")
     decided = task.calibrated(outputs, references(task, prepared.rows["validation"]))
     return prepared.recipe.model_copy(update={"task": decided})
 
@@ -352,14 +297,14 @@ def _finish(
     predictions = {}
     for split, theirs in truth.items():
         if watched.is_frozen:
-            outputs = _from_states(predictor, prepared.encoded[split], split, watched)
+            outputs = watched.infer(predictor, prepared.encoded[split], split)
             predictions[split] = predictor.task.decode(outputs, theirs, predictor.tokenizer)
         else:
             predictions[split] = predictor.predict(rows[split])
     splits = {split: score(predictor.task, predictions[split], theirs) for split, theirs in truth.items()}
     for split, theirs in truth.items():
         write_predictions(run.predictions_file(split), theirs, predictions[split])
-    made = dict(baselines.answers(known))
+    made = baselines.answers(known)
     answers = {split: {name: theirs[split] for name, theirs in made.items()} for split in truth}
     if recipe.training.scratch:
         answers["test"]["scratch"] = read_predictions(run.scratch().predictions_file("test"), recipe.task)[0]
