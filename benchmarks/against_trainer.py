@@ -1,15 +1,16 @@
 """Training of the sentiment recipe against transformers.Trainer: rows a second, and accuracy.
 
-Command   python benchmarks/against_trainer.py [speed] [accuracy]
+Command   python benchmarks/against_trainer.py [speed] [accuracy] [--share N] [--peers NAME ...]
 
 Trainer trains the same checkpoint on the same rows for as many steps at the same rate, with its defaults (float32), and
 in bfloat16 with rows grouped by length, where the machine has it.
 
-Speed: rows a second of the training itself, from the difference between 3 epochs and 1 on a fifth of the rows, what is
-evaluated on the way included; five times, all in turn, and the ratio of the medians is what to quote. Accuracy: the
+Speed: rows a second of the training itself, from the difference between 3 epochs and 1 on one row of N (5), what is
+evaluated on the way, which is nothing there, not counted; five times, all in turn, and the ratio of the medians is what to quote. Accuracy: the
 whole recipe on all rows for three seeds, scored on the same test rows.
 """
 
+import argparse
 import sys
 import tempfile
 import time
@@ -31,7 +32,6 @@ from tl_nlp.rows import resolved
 
 TIMES = 5
 SEEDS = 3
-SHARE = 5  # one row of so many, in which speed is measured
 DEVICE = torch.device("cpu")
 PEERS = {
     "Trainer, float32": {},
@@ -45,24 +45,29 @@ class Trained:
     accuracy: float
 
 
-def main(chosen: list[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*", metavar="speed|accuracy", default=["speed", "accuracy"])
+    parser.add_argument("--share", type=int, default=5)
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    asked = parser.parse_args()
+    names = ["tl_nlp", *(name for name in asked.peers if not PEERS[name] or has_fast_bfloat16(DEVICE))]
     logging.set_verbosity_error()
     recipe = sentiment()
     print(f"{device_name(DEVICE)}; torch {torch.__version__}", flush=True)
-    if "speed" in chosen or not chosen:
-        speed(recipe)
-    if "accuracy" in chosen or not chosen:
-        accuracy(recipe)
+    if "speed" in asked.parts:
+        speed(part_of(recipe, asked.share), names)
+    if "accuracy" in asked.parts:
+        accuracy(recipe, names)
 
 
 def sentiment() -> Recipe:
     return load_recipe(Path(__file__).parent.parent / "recipes" / "sentiment.py", "data.similarity=1")
 
 
-def speed(recipe: Recipe) -> None:
-    few = part_of(recipe)
+def speed(few: Recipe, names: list[str]) -> None:
     n_rows = len(resolved(few)[1]["train"])
-    rates: dict[str, list[float]] = {name: [] for name in contenders()}
+    rates: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(TIMES):
         for name, rate in rates.items():
             one, three = (trained(name, few, float(epochs), seed=0).seconds for epochs in (1, 3))
@@ -74,17 +79,13 @@ def speed(recipe: Recipe) -> None:
         print(f"{name:30} {median(rate):7.1f} {min(rate):7.1f} {max(rate):8.1f} {ours / median(rate):6.2f}", flush=True)
 
 
-def accuracy(recipe: Recipe) -> None:
+def accuracy(recipe: Recipe, names: list[str]) -> None:
     print(f"{'':30} {'accuracy':>8}  {'seconds':>8}  of each seed")
-    for name in contenders():
+    for name in names:
         runs = [trained(name, recipe, recipe.training.epochs, seed) for seed in range(SEEDS)]
         scores = " ".join(f"{run.accuracy:.4f}" for run in runs)
         means = mean(run.accuracy for run in runs), mean(run.seconds for run in runs)
         print(f"{name:30} {means[0]:8.4f}  {means[1]:8.1f}  {scores}", flush=True)
-
-
-def contenders() -> list[str]:
-    return ["tl_nlp", *(name for name, options in PEERS.items() if not options or has_fast_bfloat16(DEVICE))]
 
 
 def trained(name: str, recipe: Recipe, epochs: float, seed: int) -> Trained:
@@ -132,14 +133,14 @@ def theirs(recipe: Recipe, epochs: float, seed: int, options: dict[str, object])
     return Trained(seconds, float(np.mean(predicted.predictions.argmax(-1) == predicted.label_ids)))
 
 
-def part_of(recipe: Recipe) -> Recipe:
-    """The recipe on one of `SHARE` rows of each split."""
+def part_of(recipe: Recipe, share: int) -> Recipe:
+    """The recipe on one of so many rows of each split."""
     folder = Path(tempfile.mkdtemp(prefix="tl_nlp-trainer-"))
     for split, rows in resolved(recipe)[1].items():
-        rows.select(range(0, len(rows), SHARE)).to_json(folder / f"{split}.jsonl")
+        rows.select(range(0, len(rows), share)).to_json(folder / f"{split}.jsonl")
     files = {split: folder / f"{split}.jsonl" for split in ("train", "validation", "test")}
     return recipe.model_copy(update={"data": Files(**files, overlap="keep")})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

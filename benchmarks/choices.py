@@ -30,7 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 def main(times: int) -> None:
     logging.set_verbosity_error()
-    few = part_of(sentiment())
+    few = part_of(sentiment(), 5)
     n_rows = len(resolved(few)[1]["train"])
     rates: dict[str, list[float]] = {name: [] for name in CHOICES}
     for _ in range(times):

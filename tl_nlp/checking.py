@@ -162,7 +162,7 @@ def _longer_targets(rows: DatasetDict) -> list[Finding]:
     return found
 
 
-def _cut(tokens: dict[str, tuple[np.ndarray, np.ndarray]], rows: DatasetDict) -> list[Finding]:
+def _cut(tokens: Tokens, rows: DatasetDict) -> list[Finding]:
     found = []
     for split, (lengths, cut) in tokens.items():
         if not cut.any():
