@@ -5,9 +5,9 @@ Command   python benchmarks/against_trainer.py [speed] [accuracy] [--share N] [-
 Trainer trains the same checkpoint on the same rows for as many steps at the same rate, with its defaults (float32), and
 in bfloat16 with rows grouped by length, where the machine has it.
 
-Speed: rows a second of the training itself, from the difference between 3 epochs and 1 on one row of N (5), what is
-evaluated on the way, which is nothing there, not counted; five times, all in turn, and the ratio of the medians is what to quote. Accuracy: the
-whole recipe on all rows for three seeds, scored on the same test rows.
+Speed: rows a second of the training itself, from the difference between 3 epochs and 1 on one row of N (5); what is
+evaluated on the way, which is nothing there, is not counted. Five times, all in turn, and the ratio of the medians is
+what to quote. Accuracy: the whole recipe on all rows for three seeds, scored on the same test rows.
 """
 
 import argparse

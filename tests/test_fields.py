@@ -32,6 +32,7 @@ def _method(kind: str, field: str, value: Any, *setup: str, task: str = "classif
     return f"{kind}.{field}", Case(f"method.{field}={value}", (f"method={kind}", *gradual_t5, *setup), "weights", task)
 
 
+COMPILE = "training.compute.compile"  # takes half a minute
 DROPOUT = "training.dropout=0.1"
 TAUGHT = "training.distillation.teacher=TEACHER"
 GRADES = 'data.values={"negative": "1", "positive": "3"}'
@@ -68,6 +69,7 @@ CASES = dict(
         _training("compute.attention", "sdpa"),
         _training("compute.dropout", "torch", DROPOUT),
         _training("compute.optimizer", "foreach"),
+        _training("compute.compile", "always", seen="compiled"),
         _training("compute.threads", 3, seen="device"),
         ("training.distillation.teacher", Case(TAUGHT)),
         _training("distillation.temperature", 8, TAUGHT),
@@ -144,6 +146,7 @@ def looked_at(run: Run, counts: dict[str, int]) -> dict[str, Any]:
         "studies": run.results().get("seeds"),
         "baselines": sorted(run.results()["baselines"]),
         "device": run.environment()["device_name"],
+        "compiled": run.environment().get("compiled"),
         **counts,
     }
 
@@ -172,7 +175,9 @@ def train_and_look(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, An
             return {"end": str(error)}
 
 
-@pytest.mark.parametrize("field", fields())
+@pytest.mark.parametrize(
+    "field", [pytest.param(one, marks=pytest.mark.slow if one == COMPILE else ()) for one in fields()]
+)
 def test_a_field_acts(
     field: str,
     unbalanced: Path,

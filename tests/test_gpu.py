@@ -79,3 +79,13 @@ def test_two_gpus_compute_what_one_does(tiny_bert: Path, reviews: Path, tmp_path
     together = Run.open(next((tmp_path / "two").glob("tiny/*")))
     one, two = ([line["values"].get("loss") for line in run.history()] for run in (alone, together))
     assert one == pytest.approx(two, rel=1e-3)
+
+
+def test_steps_are_compiled_where_that_is_faster(
+    tiny_bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tl_nlp.compiling._LEAST", 0)
+    run = train(tiny_recipe(tiny_bert, reviews))
+    told = capsys.readouterr().err
+    assert "torch.compile took " in told
+    assert run.environment()["compiled"] is ("kept" in told)

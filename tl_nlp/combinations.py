@@ -120,6 +120,8 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
         training.ema is not None and training.average_last > 1,
         "training.ema is an average already; one of the two",
     )
+    why = uncompilable(recipe)
+    yield "training.compute.compile", training.compute.compile == "always" and why is not None, str(why)
     if training.distillation is not None:
         yield from _impossible_distillation(recipe, training.distillation)
     size = training.device_batch_size
@@ -127,6 +129,20 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
         is_split = isinstance(size, int) and size < training.batch_size
         one = f"{verb} the rows of a step, which must be in one pass; training.device_batch_size={training.batch_size}"
         yield key, is_split, one
+
+
+def uncompilable(recipe: Recipe) -> str | None:
+    """Why torch.compile is not for the steps of a recipe."""
+    training, load_in = recipe.training, recipe.checkpoint.load_in
+    reasons = {
+        f"task {recipe.task.kind} writes, and what its steps do differs from one to the next": recipe.task.head
+        == "generate",
+        f"nothing of what method {recipe.method.kind} moves reads texts": recipe.method.moves == "head",
+        f"products with {load_in} weights are not torch's own": load_in in ("int8", "nf4"),
+        "training.gradient_checkpointing=true computes in its own order": training.gradient_checkpointing,
+        "a teacher looks inside the model": training.distillation is not None and training.distillation.looks_inside,
+    }
+    return next((reason for reason, is_so in reasons.items() if is_so), None)
 
 
 def _impossible_distillation(recipe: Recipe, chosen: Distillation) -> Iterator[tuple[str, bool, str]]:

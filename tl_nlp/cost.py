@@ -153,7 +153,7 @@ def measure(
     rows = watched["validation"]
     n_watched = padded(window_lengths(rows), model)
     n_evaluations = 1 + steps.plan.steps // steps.plan.eval_every
-    with _untouched(steps):
+    with untouched(steps):
         rate = _reading(glancing, rows, n_evaluations * n_watched)
         last = rate if glancing.task == predictor.task else _reading(predictor, rows, n_scored)
         one_each = cache is not None
@@ -185,7 +185,7 @@ def measure(
 
 
 @contextmanager
-def _untouched(steps: Steps) -> Iterator[None]:
+def untouched(steps: Steps) -> Iterator[None]:
     """Steps may be taken within the block; after it weights, moments and chance are what they were."""
     own = {name: weight.detach().to("cpu", copy=True) for name, weight in steps.weights.by_name.items()}
     size, examples, was_training = steps.device_batch_size, steps.examples, steps.model.training
@@ -208,7 +208,7 @@ def _stepping(steps: Steps, stages: list[Stage], states: Encoded | None) -> dict
     of_tokens = steps.examples
     for place, stage in enumerate(ordered):
         key = stage.n_learning, stage.on_states
-        left = _together(steps, ends - time.perf_counter())
+        left = together(steps, ends - time.perf_counter())
         if key in found or (left < 0 and any(not on_states for _, on_states in found)):
             continue
         if stage.on_states:
@@ -227,11 +227,11 @@ def _mean_step(steps: Steps, stage: Stage, limit: float) -> float:
     here = [place for place in range(len(order)) if first + place in stage.steps]
     sizes = {place: _size(steps, order[place]) for place in here[:: -(-len(here) // _MOST)]}
     ordered = sorted(sizes, key=lambda place: sizes[place])
-    _seconds(steps, first + ordered[0])  # what is made ready once
+    seconds_of_step(steps, first + ordered[0])  # what is made ready once
     spent = done = 0.0
     for at in _spread(len(ordered)):
         place = ordered[at]
-        spent += _seconds(steps, first + place)
+        spent += seconds_of_step(steps, first + place)
         done += sizes[place]
         mean = spent / done * sum(sizes.values()) / len(sizes)
         if spent > min(limit, _SHARE * mean * len(stage.steps)):
@@ -239,15 +239,15 @@ def _mean_step(steps: Steps, stage: Stage, limit: float) -> float:
     return mean
 
 
-def _seconds(steps: Steps, step: int) -> float:
-    """Of one step, over all processes together."""
+def seconds_of_step(steps: Steps, step: int) -> float:
+    """Of one step that moves nothing, over all processes together."""
     started = time.perf_counter()
     with suppress(NotFiniteError):  # the training will say so, and it took no less time
         steps.take(step, _AT_REST)
-    return _together(steps, time.perf_counter() - started)
+    return together(steps, time.perf_counter() - started)
 
 
-def _together(steps: Steps, seconds: float) -> float:
+def together(steps: Steps, seconds: float) -> float:
     """The mean over all processes, which so decide the same."""
     return float(steps.accelerator.reduce(torch.tensor(seconds, device=steps.device), "mean"))
 

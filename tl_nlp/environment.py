@@ -28,6 +28,9 @@ def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         if before.get(name) != now.get(name)
     ]
     old, new = before.get("versions", {}), now.get("versions", {})
+    was, is_now = ("compiled" if one.get("compiled") else "not compiled" for one in (before, now))
+    if was != is_now:
+        told.append(f"training steps were {was} and are {is_now}")
     return told + [
         f"{name} was {old[name]} and is {new[name]}" for name in old if name in new and old[name] != new[name]
     ]

@@ -6,7 +6,7 @@ import ctypes
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,17 @@ def inferring(model: Any, precision: str) -> Iterator[torch.device]:
     """
     device = next(model.parameters()).device
     plain = without_peft(model)
+    is_compiled = plain.base_model._compiled_call_impl is not None  # for training, whose widths are others
     is_slow = plain.config._attn_implementation == "eager" and plain._supports_sdpa
     model.eval()
     if is_slow:
         plain.set_attn_implementation(BLOCKS)
     try:
-        with torch.inference_mode(), autocast(precision, device):
+        with (
+            torch.compiler.set_stance("force_eager") if is_compiled else nullcontext(),
+            torch.inference_mode(),
+            autocast(precision, device),
+        ):
             yield device
     finally:
         if is_slow:

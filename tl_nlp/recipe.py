@@ -260,6 +260,7 @@ class Compute(Value):
     attention: Literal["auto", "eager", "sdpa"] = "auto"  # auto: sdpa on a GPU; on a CPU its backward pass is slow
     dropout: Literal["auto", "torch"] = "auto"  # auto: on a CPU drawn for four numbers at a time
     optimizer: Literal["fused", "foreach"] = "fused"  # AdamW as one operation for all weights, or as some for each kind
+    compile: Literal["auto", "always", "never"] = "auto"  # torch.compile; auto: on a GPU, where it pays back in the run
     threads: int | None = Field(None, ge=1)  # of a CPU; default: one for each core
 
 

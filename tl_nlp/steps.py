@@ -243,7 +243,7 @@ class Steps:
         return loss, count
 
     def _clip(self, count: float) -> float:
-        """Makes gradients the mean over what all processes counted, pulls, then clips; returns their norm before."""
+        """Pulls, makes gradients the mean over what all processes counted, and clips; returns their norm before."""
         learning = [weight for weight in self.weights.by_name.values() if weight.requires_grad]
         if self.accelerator.num_processes > 1:
             for weight in learning:  # a process without rows in this step, or whose rows do not reach the weight
@@ -254,13 +254,12 @@ class Steps:
             for weight, gradient in zip(learning, summed, strict=True):
                 weight.grad = gradient.view_as(weight)
         gradients = [weight.grad for weight in learning if weight.grad is not None]
-        torch._foreach_mul_(gradients, 1 / count)
-        self.anchor.pull()
-        norm = torch.nn.utils.get_total_norm(gradients)
+        self.anchor.pull(count)
+        norm = float(torch.nn.utils.get_total_norm(gradients)) / count
         max_norm = self.training.max_grad_norm
-        if max_norm is not None and norm.isfinite() and norm > max_norm:
-            torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).item())
-        return float(norm)
+        shorter = max_norm / (norm + 1e-6) if max_norm is not None and max_norm < norm < math.inf else 1.0
+        torch._foreach_mul_(gradients, shorter / count)  # in one pass over them, not two
+        return norm
 
 
 _TARGETS: tuple[str, ...] = ("labels", "soft_targets")

@@ -20,6 +20,7 @@ from tl_nlp.artifact import save_artifact
 from tl_nlp.baselines import Given
 from tl_nlp.batches import Encoded, window_lengths
 from tl_nlp.checking import label_counts
+from tl_nlp.compiling import settle
 from tl_nlp.cost import Estimate
 from tl_nlp.distillation import Inside
 from tl_nlp.errors import HardwareError, RecipeError
@@ -226,10 +227,17 @@ def _estimated(
 ) -> Estimate | None:
     """How long the rest of the run will take, which is told; None where the loop will tell why it cannot begin."""
     start = max(run.checkpoint_steps(), default=0)
+    probe = partial(costs_of, prepared, steps, predictor, watched, compared, loading, start)
     try:
-        costs = costs_of(prepared, steps, predictor, watched, compared, loading, start)
+        costs = probe()
     except HardwareError:
         return None
+    before = run.environment().get("compiled")
+    compiled = settle(steps, costs.of(steps.plan, start).training, start, before)
+    if compiled != before and steps.accelerator.is_main_process:
+        run.write_environment({**run.environment(), "compiled": compiled})
+    if compiled:
+        costs = probe()
     estimate = costs.of(steps.plan, start)
     if steps.accelerator.is_main_process:
         early = "; less if it stops early" if prepared.recipe.training.patience else ""

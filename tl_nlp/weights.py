@@ -142,12 +142,12 @@ class Anchor:
                 if weight.grad is not None:
                     weight.grad.mul_(kept[name]).div_(1 - self.mixout)
 
-    def pull(self) -> None:
-        """Adds the gradient of the distance to what the loss gave."""
+    def pull(self, count: float) -> None:
+        """Adds the gradient of the distance, for each of what a summed loss counted, to what that gave."""
         for name in self.pulled:
             weight = self.weights.by_name[name]
             if weight.grad is not None:
-                weight.grad.add_(weight.detach() - self.start[name], alpha=self.l2_sp)
+                weight.grad.add_(weight.detach() - self.start[name], alpha=self.l2_sp * count)
 
 
 class Average:
