@@ -4,10 +4,13 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import review_rows, tiny_recipe, write_jsonl
 
 from tl_nlp import Run, baselines, checking, train
+from tl_nlp.cache import made_of
 from tl_nlp.findings import Finding
 
 TASKS = ("classification", "multilabel", "grading", "highlights", "summarization")
@@ -89,6 +92,23 @@ def test_other_code_finds_nothing(
     monkeypatch.setattr("tl_nlp.cache._code", lambda: b"other code")
     train(recipe)
     assert "findings" in made
+
+
+def test_a_name_is_of_the_whole_content(cache: Path) -> None:
+    numbers = np.arange(5000.0)
+    other = numbers.copy()
+    other[2500] += 1
+    rows, changed = (pa.table({"text": ["a", text] * 1000}) for text in ("b", "c"))
+    coded = [pa.table({"text": pa.array(texts).dictionary_encode()}) for texts in (["x", "y"], ["x", "z"])]
+    inputs = [
+        *((each,) for each in coded),
+        (numbers,), (other,), (numbers.astype(np.float32),), (numbers.reshape(2, -1),), ({"a": (numbers, numbers)},),
+        ({"a": (numbers, other)},), ({"b": (numbers, numbers)},), (rows,), (changed,), (rows.slice(1),), (None,),
+        (numbers, None), ("", "a"), ("a", ""),
+    ]  # fmt: skip
+    names = [made_of("x", *each) for each in inputs]
+    assert len(set(names)) == len(inputs)
+    assert names == [made_of("x", *each) for each in inputs]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"tfidf": 3}', b"\xff\xfe"])

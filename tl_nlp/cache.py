@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
+import re
 import sys
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, requires, version
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +23,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 MAX_BYTES = 2 * 10**9  # on disk; the oldest files go first
+_PIECE = 1000  # items of a list
 _KEPT = ("features/*/*/*.safetensors", "made/*/*.json")
 
 Made = TypeVar("Made")
@@ -32,12 +37,13 @@ def cache_folder(*names: str) -> Path | None:
 
 def keep(file: Path, write: Callable[[Path], Any], what: str) -> None:
     """Writes a file of the cache, whole or not at all; where it cannot be written, that is told."""
-    partial = file.with_suffix(".partial")
+    partial = file.with_name(f"{uuid.uuid4().hex}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         partial.replace(file)
-        _forget_oldest()
+        with suppress(FileNotFoundError):  # another process makes room too
+            _forget_oldest()
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             partial.unlink()
@@ -47,8 +53,8 @@ def keep(file: Path, write: Callable[[Path], Any], what: str) -> None:
 def made_of(name: str, *inputs: Any) -> Path | None:
     """The file of what is made under a `name` of these inputs by the code as it is now; None where nothing is kept.
 
-    Inputs are told apart by content: tables, arrays, models of Pydantic, dictionaries of such, and what has a `repr`
-    that tells all.
+    Inputs are told apart by content: tables, arrays, models of Pydantic, tuples and dictionaries of such, and what has
+    a `repr` that tells all, which an array in a list has not.
     """
     folder = cache_folder("made", name)
     if folder is None:
@@ -71,31 +77,50 @@ def remembered(file: Path | None, kind: TypeAdapter[Made], make: Callable[[], Ma
 
 
 def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, dict):
-        digest.update(f"{len(value)} keys".encode())
-        for key, one in value.items():
-            _feed(digest, key)
+    if isinstance(value, dict | tuple):
+        digest.update(f"{type(value)} of {len(value)}".encode())
+        for one in value.items() if isinstance(value, dict) else value:
             _feed(digest, one)
         return
+    parts: Iterable[Any]
     if isinstance(value, pa.Table):
-        parts: list[Any] = [value.schema.serialize(), *(batch.serialize() for batch in value.to_batches())]
+        plain = [
+            column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+            for column in value.columns
+        ]
+        value = pa.table(plain, value.column_names)
+        parts = chain([value.schema.serialize()], (batch.serialize() for batch in value.to_batches()))
     elif isinstance(value, np.ndarray):
         parts = [f"{value.dtype} {value.shape}".encode(), np.ascontiguousarray(value).view(np.uint8)]
     elif isinstance(value, BaseModel):
         parts = [f"{type(value).__qualname__} {value.model_dump_json()}".encode()]
+    elif isinstance(value, list):  # a column of texts may be long
+        pieces = (value[start : start + _PIECE] for start in range(0, len(value), _PIECE))
+        parts = chain([str(len(value)).encode()], (_told(piece) for piece in pieces))
     else:
-        parts = [repr(value).encode("utf-8", "surrogatepass")]
+        parts = [_told(value)]
     for part in parts:
         digest.update(f"{memoryview(part).nbytes} bytes".encode())
         digest.update(part)
 
 
+def _without_codes(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The values themselves, since a batch tells of a dictionary's nothing but their numbers."""
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _told(value: Any) -> bytes:
+    return repr(value).encode("utf-8", "surrogatepass")
+
+
 @lru_cache
 def _code() -> bytes:
-    """Of this package, and what of others a number may hang on."""
-    digest = hashlib.sha256()
-    for name in ("numpy", "pyarrow", "pydantic", "scikit-learn", "scipy", "py3langid", "transformers"):
-        digest.update(f"{name} {version(name)}".encode())
+    """Of this package, and which versions of others it has."""
+    digest = hashlib.sha256(platform.python_version().encode())
+    with suppress(PackageNotFoundError):
+        for needed in sorted({re.split(r"[^\w.-]", one)[0] for one in requires("tl-nlp") or []}):
+            with suppress(PackageNotFoundError):
+                digest.update(f"{needed} {version(needed)}".encode())
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.digest()

@@ -134,15 +134,16 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
 def uncompilable(recipe: Recipe) -> str | None:
     """Why torch.compile is not for the steps of a recipe."""
     training, load_in = recipe.training, recipe.checkpoint.load_in
-    reasons = {
-        f"task {recipe.task.kind} writes, and what its steps do differs from one to the next": recipe.task.head
-        == "generate",
-        f"nothing of what method {recipe.method.kind} moves reads texts": recipe.method.moves == "head",
-        f"products with {load_in} weights are not torch's own": load_in in ("int8", "nf4"),
-        "training.gradient_checkpointing=true computes in its own order": training.gradient_checkpointing,
-        "a teacher looks inside the model": training.distillation is not None and training.distillation.looks_inside,
-    }
-    return next((reason for reason, is_so in reasons.items() if is_so), None)
+    method, chosen = recipe.method, training.distillation
+    reasons = [
+        (recipe.task.head == "generate", f"task {recipe.task.kind} writes, and its steps differ from one to the next"),
+        (method.kind == "gradual", "method gradual lets others learn every few steps, which would compile each time"),
+        (method.moves == "head", f"nothing of what method {method.kind} moves reads texts"),
+        (load_in in ("int8", "nf4"), f"products with {load_in} weights are not torch's own"),
+        (training.gradient_checkpointing, "training.gradient_checkpointing=true computes in an order of its own"),
+        (chosen is not None and chosen.looks_inside, "a teacher looks inside the model"),
+    ]
+    return next((reason for is_so, reason in reasons if is_so), None)
 
 
 def _impossible_distillation(recipe: Recipe, chosen: Distillation) -> Iterator[tuple[str, bool, str]]:

@@ -208,7 +208,7 @@ def _stepping(steps: Steps, stages: list[Stage], states: Encoded | None) -> dict
     of_tokens = steps.examples
     for place, stage in enumerate(ordered):
         key = stage.n_learning, stage.on_states
-        left = together(steps, ends - time.perf_counter())
+        left = _together(steps, ends - time.perf_counter())
         if key in found or (left < 0 and any(not on_states for _, on_states in found)):
             continue
         if stage.on_states:
@@ -244,10 +244,10 @@ def seconds_of_step(steps: Steps, step: int) -> float:
     started = time.perf_counter()
     with suppress(NotFiniteError):  # the training will say so, and it took no less time
         steps.take(step, _AT_REST)
-    return together(steps, time.perf_counter() - started)
+    return _together(steps, time.perf_counter() - started)
 
 
-def together(steps: Steps, seconds: float) -> float:
+def _together(steps: Steps, seconds: float) -> float:
     """The mean over all processes, which so decide the same."""
     return float(steps.accelerator.reduce(torch.tensor(seconds, device=steps.device), "mean"))
 

@@ -64,8 +64,8 @@ class FeatureCache:
 
     def add(self, rows: dict[bytes, np.ndarray]) -> None:
         """Keeps the states of further rows, in a file of their own."""
-        self._known |= rows
         if self.folder is None or not rows:
+            self._known |= rows
             return
         tensors: dict[str, np.ndarray] = {
             "keys": np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), -1),
@@ -74,6 +74,10 @@ class FeatureCache:
         }
         file = self.folder / f"{uuid.uuid4().hex}.safetensors"
         keep(file, lambda path: save_file(tensors, path), "features")
+        if file.is_file():
+            self._look_into(file)  # and they leave the memory
+        else:
+            self._known |= rows
 
 
 def row_keys(encoded: Encoded) -> list[bytes]:

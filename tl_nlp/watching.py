@@ -26,7 +26,7 @@ class Watched:
     encoded: dict[str, Encoded]
     is_cached: bool  # whether the head learns alone from states that are computed once
     cache: FeatureCache | None  # of these states, where it reads one of each window
-    is_frozen: bool  # whether that is all it does
+    is_frozen: bool  # whether the head learns alone to the end, so that states tell all answers
 
     @classmethod
     def of(cls, prepared: Prepared, steps: Steps, predictor: Predictor) -> Watched:
