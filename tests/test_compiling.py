@@ -62,6 +62,7 @@ def test_answers_are_not_compiled(of_states: bool, tiny_bert: Path, reviews: Pat
     """Nor are they while the head learns alone, from states that are kept."""
     predictor = Predictor.load(train(tiny_recipe(tiny_bert, reviews)))
     predictor.model.base_model.compile(backend="eager", dynamic=True)
+    torch._dynamo.reset()  # or what another test has compiled is found
     counters.clear()
     with features.reading_features(predictor.model) if of_states else nullcontext():
         predictor(["the film is good"])

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from tl_nlp.cache import made_of, remembered
-from tl_nlp.logistic import logistic_regression
+from tl_nlp.logistic import falling_back, logistic_regression
 from tl_nlp.rows import columns_of
 from tl_nlp.scales import groups_of
 from tl_nlp.textrank import textrank
@@ -92,7 +92,8 @@ def answers(known: Given) -> dict[str, Answers]:
     def make() -> dict[str, Answers]:
         makers = _MAKERS[known.task.head]
         bar = tqdm(makers, desc="baselines", unit="model", file=sys.stderr)
-        return {name: makers[name](known) for name in bar if name != "frozen" or known.frozen}
+        with falling_back():
+            return {name: makers[name](known) for name in bar if name != "frozen" or known.frozen}
 
     return remembered(known.file, TypeAdapter(dict[str, Answers], config={"ser_json_inf_nan": "constants"}), make)
 

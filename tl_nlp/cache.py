@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from safetensors import SafetensorError
 
 MAX_BYTES = 2 * 10**9  # on disk; the oldest files go first
 _PIECE = 1000  # items of a list
@@ -44,7 +43,7 @@ def keep(file: Path, write: Callable[[Path], Any], what: str) -> None:
         partial.replace(file)
         with suppress(FileNotFoundError):  # another process makes room too
             _forget_oldest()
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         with suppress(OSError):
             partial.unlink()
         print(f"{what} are not kept for the next run: {error}", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tl_nlp.logistic import logistic_regression
+from tl_nlp.logistic import falling_back, logistic_regression
 
 
 def first_of(ranked: list[np.ndarray]) -> np.ndarray:
@@ -59,7 +59,8 @@ def doubtful_labels(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     features, n_labels = features[kept], len(names)
     folds = StratifiedKFold(_N_FOLDS, shuffle=True, random_state=0)
     model = make_pipeline(StandardScaler(), logistic_regression(0.01, features, n_labels))
-    probabilities = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
+    with falling_back():
+        probabilities = cross_val_predict(model, features, labels, cv=folds, method="predict_proba")
     own = probabilities[np.arange(len(labels)), labels]
     usual = np.asarray([own[labels == label].mean() for label in range(n_labels)])
     reached = np.where(probabilities >= usual, probabilities, -np.inf)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,11 +74,18 @@ class FeatureCache:
             "states": np.concatenate(list(rows.values())),
         }
         file = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        keep(file, lambda path: save_file(tensors, path), "features")
+        keep(file, partial(_write, tensors), "features")
         if file.is_file():
             self._look_into(file)  # and they leave the memory
         else:
             self._known |= rows
+
+
+def _write(tensors: dict[str, np.ndarray], file: Path) -> None:
+    try:
+        save_file(tensors, file)
+    except SafetensorError as error:  # what the system says of a full disk, among others
+        raise OSError(str(error)) from None
 
 
 def row_keys(encoded: Encoded) -> list[bytes]:

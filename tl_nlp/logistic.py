@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _WIDE = 2000  # features of a row
@@ -17,3 +20,13 @@ def logistic_regression(strength: float, features: Any, n_labels: int = 2, **mor
     is_small = n_labels == 2 and not issparse(features) and features.shape[1] <= _WIDE
     solver = "newton-cholesky" if is_small else "lbfgs"
     return LogisticRegression(C=strength, solver=solver, max_iter=300, **more)
+
+
+@contextmanager
+def falling_back() -> Iterator[None]:
+    """Within the block it is no warning that a regression goes on by L-BFGS where Newton's method finds no step."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Line search of Newton solver", ConvergenceWarning)
+        yield
