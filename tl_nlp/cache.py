@@ -83,11 +83,7 @@ def _feed(digest: Any, value: Any) -> None:
         return
     parts: Iterable[Any]
     if isinstance(value, pa.Table):
-        plain = [
-            column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-            for column in value.columns
-        ]
-        value = pa.table(plain, value.column_names)
+        value = pa.table([_without_codes(column) for column in value.columns], value.column_names)
         parts = chain([value.schema.serialize()], (batch.serialize() for batch in value.to_batches()))
     elif isinstance(value, np.ndarray):
         parts = [f"{value.dtype} {value.shape}".encode(), np.ascontiguousarray(value).view(np.uint8)]

@@ -74,7 +74,8 @@ def note_start(
         pinned["teacher"] = recipe.training.distillation.teacher
     if run.is_begun:
         before = run.environment()
-        environment |= {key: before[key] for key in ("compiled",) if key in before}  # steps go on as they were
+        if "compiled" in before:
+            environment["compiled"] = before["compiled"]  # steps go on as they were
         for key, name in pinned.items():
             if before.get(key, environment[key]) != environment[key]:
                 raise RunError(

@@ -21,7 +21,7 @@ from tl_nlp.baselines import Given
 from tl_nlp.batches import Encoded, window_lengths
 from tl_nlp.checking import label_counts
 from tl_nlp.compiling import settle
-from tl_nlp.cost import Estimate
+from tl_nlp.cost import Costs, Estimate
 from tl_nlp.distillation import Inside
 from tl_nlp.errors import HardwareError, RecipeError
 from tl_nlp.evaluation import judged, read_predictions, references, score, write_predictions
@@ -86,7 +86,8 @@ def _train(run: Run, prepared: Prepared, accelerator: Accelerator, weights_only:
         _note_size(run, steps)
     watched = Watched.of(prepared, steps, predictor)
     compared = known.n_rows if known is not None else 0
-    estimate = _estimated(run, prepared, steps, predictor, watched, compared, loading)
+    probe = partial(costs_of, prepared, steps, predictor, watched, compared, loading)
+    estimate = _estimated(run, steps, probe)
     started = time.perf_counter()
     release()
     progress = _fit(steps, predictor, prepared, watched, run, weights_only)
@@ -216,20 +217,12 @@ def _note_size(run: Run, steps: Steps) -> None:
     )
 
 
-def _estimated(
-    run: Run,
-    prepared: Prepared,
-    steps: Steps,
-    predictor: Predictor,
-    watched: Watched,
-    compared: int,
-    loading: float,
-) -> Estimate | None:
-    """How long the rest of the run will take, which is told; None where the loop will tell why it cannot begin."""
+def _estimated(run: Run, steps: Steps, probe: Callable[[int], Costs]) -> Estimate | None:
+    """How long the rest of the run will take, by a `probe` from a step on, which is told once it is settled whether
+    steps are compiled; None where the loop will tell why it cannot begin."""
     start = max(run.checkpoint_steps(), default=0)
-    probe = partial(costs_of, prepared, steps, predictor, watched, compared, loading, start)
     try:
-        costs = probe()
+        costs = probe(start)
     except HardwareError:
         return None
     before = run.environment().get("compiled")
@@ -237,10 +230,10 @@ def _estimated(
     if compiled != before and steps.accelerator.is_main_process:
         run.write_environment({**run.environment(), "compiled": compiled})
     if compiled:
-        costs = probe()
+        costs = probe(start)
     estimate = costs.of(steps.plan, start)
     if steps.accelerator.is_main_process:
-        early = "; less if it stops early" if prepared.recipe.training.patience else ""
+        early = "; less if it stops early" if steps.training.patience else ""
         print(f"this will take {estimate}{early}", file=sys.stderr)
     return estimate
 
