@@ -22,7 +22,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "compute.attention=sdpa": ("training.compute.attention=sdpa",),
     "compute.optimizer=foreach": ("training.compute.optimizer=foreach",),
     "compute.threads=1": ("training.compute.threads=1",),
-    "tables learn (method.embeddings=true)": ("method.embeddings=true",),
+    "all blocks learn": ("method=full", "method.embeddings=false"),
+    "all weights learn": ("method=full",),
     "dropout=0.1": ("training.dropout=0.1",),
     "dropout=0.1 compute.dropout=torch": ("training.dropout=0.1", "training.compute.dropout=torch"),
 }

@@ -82,7 +82,7 @@ def one(what: str, n_rows: int, length: int) -> tuple[float, float]:
         Path(__file__).parent.parent / "recipes" / "sentiment.py", "data=files", "data.where={}", "data.values={}",
         "data.target=target", "data.train=train.jsonl", "data.validation=rest.jsonl", "data.test=rest.jsonl",
         "data.overlap=keep", "data.similarity=1", f"task.max_length={length}", "task.max_windows=1",
-        "training.eval_every=100", "training.save_every=100",
+        "training.eval_every=100", "training.save_every=100", "method=full", "method.embeddings=false",
     )  # fmt: skip
     rows("train.jsonl", n_rows if what == "train" else 64, length)
     rows("rest.jsonl", 64, length)

@@ -1,6 +1,5 @@
 """Compiled training steps: the same training, told, and never where they would not work."""
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from conftest import recipe_file, tiny_recipe, tl_nlp
 from interruptions import assert_same, killed_beyond
 from torch._dynamo.utils import counters
 
-from tl_nlp import Predictor, Run, features, train
+from tl_nlp import Predictor, Run, train
 from tl_nlp.errors import RecipeError
 
 ALWAYS = "training.compute.compile=always"
@@ -57,15 +56,12 @@ def test_without_a_compiler_that_is_told(tiny_bert: Path, reviews: Path, tmp_pat
     assert "torch.compile does not work here" in line and "training.compute.compile=never trains without" in line
 
 
-@pytest.mark.parametrize("of_states", [False, True])
-def test_answers_are_not_compiled(of_states: bool, tiny_bert: Path, reviews: Path) -> None:
-    """Nor are they while the head learns alone, from states that are kept."""
+def test_answers_are_not_compiled(tiny_bert: Path, reviews: Path) -> None:
     predictor = Predictor.load(train(tiny_recipe(tiny_bert, reviews)))
     predictor.model.base_model.compile(backend="eager", dynamic=True)
     torch._dynamo.reset()  # or what another test has compiled is found
     counters.clear()
-    with features.reading_features(predictor.model) if of_states else nullcontext():
-        predictor(["the film is good"])
+    predictor(["the film is good"])
     assert not counters["stats"]["unique_graphs"]
     predictor.model(torch.tensor([[1, 2, 3]]))
     assert counters["stats"]["unique_graphs"] == 1
@@ -76,6 +72,7 @@ def test_answers_are_not_compiled(of_states: bool, tiny_bert: Path, reviews: Pat
     [
         ("classification", ["method=gradual"], "method gradual lets others learn"),
         ("classification", ["method=head"], "nothing of what method head moves reads texts"),
+        ("classification", ["method=top_layers"], "the upper blocks read states that are kept"),
         ("classification", ["method=lora", "checkpoint.load_in=int8"], "int8 weights"),
         ("classification", ["training.gradient_checkpointing=true"], "gradient_checkpointing"),
         ("classification", ["training.distillation.teacher=x", "training.distillation.hidden=1"], "looks inside"),

@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_recipe
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from tl_nlp import Predictor, evaluate, features, train
 from tl_nlp.families import blocks
@@ -42,8 +42,6 @@ PLACES = {  # in two blocks; ALBERT uses one twice, BART has two that read and t
 @pytest.fixture(params=FAMILIES)
 def checkpoint(request: pytest.FixtureRequest, tiny_bert: Path, tmp_path: Path) -> Path:
     """A tiny random checkpoint of the family, with the tokenizer of the tiny BERT."""
-    from transformers import AutoConfig
-
     folder = tmp_path / request.param
     shutil.copytree(tiny_bert, folder)
     torch.manual_seed(0)
@@ -80,6 +78,42 @@ def test_a_family_trains_and_predicts_what_it_trained(checkpoint: Path, method: 
         validation = [line["values"]["accuracy"] for line in run.history() if line["split"] == "validation"]
         assert evaluate(run, "validation")["metrics"]["accuracy"]["value"] == pytest.approx(max(validation))
     assert len(Predictor.load(run)(["the good film", "a bad plot"])) == 2
+
+
+def test_the_top_blocks_of_a_family_learn_from_states(
+    checkpoint: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do from tokens, with dropout above them."""
+    if checkpoint.name in ("albert", "bart"):
+        pytest.skip("ALBERT has one block that it uses again, and of a BART the states are not kept")
+    recipe = tiny_recipe(checkpoint, reviews).override(
+        "method=top_layers", "method.n_blocks=1", "training.dropout=0.1", "task.max_length=16"
+    )
+    computed = []
+    compute = features.compute
+    monkeypatch.setattr(features, "compute", lambda *values: computed.append(1) or compute(*values))
+    kept = train(recipe)
+    assert len(computed) == 2
+    monkeypatch.setattr(features, "MAX_BYTES", 0)
+    anew = train(recipe)
+    assert len(computed) == 2
+    before = load_file(kept.model_dir / "model.safetensors")
+    for name, tensor in load_file(anew.model_dir / "model.safetensors").items():
+        torch.testing.assert_close(before[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_blocks_that_look_further_down_learn_from_tokens(
+    tiny_bert: Path, tmp_path: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeBERTa's second block reads the embeddings too, through a convolution."""
+    folder = tmp_path / "deberta-v2"
+    shutil.copytree(tiny_bert, folder)
+    shape = {**FAMILIES["deberta-v2"], "num_hidden_layers": 3, "conv_kernel_size": 3, "conv_act": "gelu"}
+    config = AutoConfig.for_model("deberta-v2", vocab_size=200, max_position_embeddings=130, **shape)
+    AutoModel.from_config(config, attn_implementation="eager").save_pretrained(folder)
+    monkeypatch.setattr(features, "compute", lambda *values: pytest.fail("states were taken"))
+    run = train(tiny_recipe(folder, reviews).override("method=top_layers", "method.n_blocks=1"))
+    assert len(Predictor.load(run)(["the good film"])) == 1
 
 
 def test_the_lowest_blocks_of_a_family_pool_windows(checkpoint: Path, reviews: Path) -> None:

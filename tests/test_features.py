@@ -85,10 +85,13 @@ def test_only_what_the_head_reads_is_kept(tiny_bert: Path, reviews: Path) -> Non
         model = load_model(chosen, tiny_bert)
         kind = features.kind_of(model, head_of(chosen.task))
         assert kind == {"checkpoint": "first", "mean": "mean"}[pooling]
-        whole = features.compute(model, encoded, 0, "float32", "features")
-        kept = features.compute(model, encoded, 0, "float32", "features", features.cache_of(model, "float32", kind))
+        whole, kept = (
+            features.compute(model, encoded, 0, "float32", "features", features.cache_of(model, "float32", each))
+            for each in ("tokens", kind)
+        )
+        everything = list(range(len(encoded)))
         for windows, all_states, lengths in zip(
-            kept.columns["features"], whole.columns["features"], whole.lengths, strict=True
+            kept[everything]["features"], whole[everything]["features"], whole.lengths, strict=True
         ):
             assert [len(states) for states in all_states] == lengths
             for window, states in zip(windows, all_states, strict=True):
@@ -96,16 +99,82 @@ def test_only_what_the_head_reads_is_kept(tiny_bert: Path, reviews: Path) -> Non
                 np.testing.assert_allclose(window, told[None], atol=1e-5)
 
 
-def test_what_learns_below_the_head_is_not_cached(tiny_bert: Path, tiny_t5: Path, reviews: Path) -> None:
-    recipe = tiny_recipe(tiny_bert, reviews)
-    rows = recipe.data.load()
-    encoded = _encode(rows["train"], recipe.task.resolve(rows), load_tokenizer(tiny_bert), "train")
-    resolved = recipe.model_copy(update={"task": recipe.task.resolve(rows)})
-    model = load_model(resolved, tiny_bert)
-    assert features.is_cacheable(model, {"classifier.weight", "bert.pooler.dense.bias"}, [encoded])
-    assert not features.is_cacheable(model, {"classifier.weight", "bert.encoder.layer.1.output.dense.bias"}, [encoded])
-    lora = load_model(resolved.override("method=lora"), tiny_bert)
-    assert not features.is_cacheable(lora, set(), [encoded])
+@pytest.mark.parametrize(
+    ("overrides", "n_computed"),
+    [
+        (["method=full"], 0),
+        (["method.embeddings=false"], 0),
+        (["method=bitfit"], 0),
+        (["method=lora"], 0),
+        (["method=head"], 4),
+        (["method=top_layers", "method.n_blocks=1"], 2),
+        (["method=top_layers", "method.n_blocks=2"], 0),
+        (["method=top_layers", "method.n_blocks=1", "method.head_epochs=1.5", "training.epochs=2"], 4),
+        (["method=gradual", "method.head_epochs=0.5", "method.every=0.5", "training.epochs=1"], 2),
+        (["method=gradual", "method.head_epochs=0.5", "method.every=0.25", "training.epochs=1"], 0),
+    ],
+)
+def test_only_what_never_learns_is_kept(
+    overrides: list[str], n_computed: int, tiny_bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training and validation rows for each place where states are taken; a head alone answers its validation and test
+    rows from them at last."""
+    computed = []
+    compute = features.compute
+    monkeypatch.setattr(features, "compute", lambda *values: computed.append(1) or compute(*values))
+    train(tiny_recipe(tiny_bert, reviews).override(*overrides))
+    assert len(computed) == n_computed
+
+
+@pytest.mark.parametrize(
+    ("task", "overrides"),
+    [
+        ("classification", ["training.dropout=0.1"]),
+        ("classification", ["task.pooling=mean", "method.head_epochs=1", "training.epochs=3"]),
+        ("classification", ["task.pooling=attention", "training.r_drop=0.5", "training.dropout=0.1"]),
+        ("classification", ["training.gradient_checkpointing=true", "training.precision=bfloat16"]),
+        ("highlights", ["training.ema=0.9"]),
+    ],
+)
+def test_blocks_trained_on_kept_states_are_the_same_blocks(
+    task: str, overrides: list[str], tiny_bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(tiny_bert, reviews, task).override("method=top_layers", "method.n_blocks=1", *overrides)
+    if task == "classification":
+        recipe = recipe.override("task.max_length=16")  # many rows have several windows
+    kept = train(recipe)
+    monkeypatch.setattr(features, "MAX_BYTES", 0)
+    anew = train(recipe)
+    assert [line["values"] for line in kept.history()] == [
+        pytest.approx(line["values"], rel=1e-2, abs=3e-3) for line in anew.history()
+    ]
+    before = load_file(kept.model_dir / "model.safetensors")
+    for name, tensor in load_file(anew.model_dir / "model.safetensors").items():
+        torch.testing.assert_close(before[name], tensor, rtol=1e-2, atol=2e-3)
+
+
+def test_of_a_second_training_no_text_is_read_by_the_lower_blocks(
+    tiny_bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TL_NLP_CACHE", str(tmp_path / "cache"))
+    read: list[tuple[int, int]] = []
+    states = features.last_states
+
+    def counted(model: object, encoded: Dataset, *more: object) -> Iterator[object]:
+        read.append((more[3] if len(more) > 3 else 0, len(encoded)))
+        yield from states(model, encoded, *more)
+
+    monkeypatch.setattr(features, "last_states", counted)
+    monkeypatch.setattr(features, "_PIECE", 5000)  # several files
+    recipe = tiny_recipe(tiny_bert, reviews).override("method=top_layers", "method.n_blocks=1")
+    train(recipe)
+    assert {n_above for n_above, _ in read} == {0, 1}  # 0: the baseline
+    assert len(list((tmp_path / "cache" / "features").rglob("tokens/*.safetensors"))) > 2
+    read.clear()
+    train(recipe.override("training.seed=7", "training.lr=1e-2"))
+    assert not read
+    train(recipe.override("task.max_length=8"))
+    assert 1 in {n_above for n_above, _ in read}
 
 
 def test_a_glance_reads_no_more_tokens_than_it_may(tiny_bert: Path, tmp_path: Path) -> None:

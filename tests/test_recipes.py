@@ -83,7 +83,8 @@ def test_a_recipe_runs(
     if path.stem == "summary_highlights":
         words += ["data.rows=3"]
     if path.stem == "distill":
-        taught = command(path.with_name("sentiment.py"), *words, f"checkpoint={tiny_bert}", "task.max_length=64")
+        shape = [f"checkpoint={tiny_bert}", "method.n_blocks=1", "task.max_length=64"]
+        taught = command(path.with_name("sentiment.py"), *words, *shape)
         words += [f"training.distillation.teacher={taught.out.splitlines()[-1]}", "task.max_length=64"]
         words += [f"checkpoint={tiny_bert}", "checkpoint.blocks=1"]
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")

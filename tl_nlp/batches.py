@@ -130,7 +130,7 @@ def collate(
             batch[name] = _pad([window for windows in columns[name] for window in windows], fill, torch.long, n_tokens)
     if "features" in columns:
         windows = [torch.as_tensor(window) for windows in columns["features"] for window in windows]
-        batch["inputs_embeds"] = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)
+        batch["states"] = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)
         lengths = [len(window) for window in windows]
     else:
         lengths = [len(window) for windows in columns["input_ids"] for window in windows]
@@ -148,6 +148,8 @@ def collate(
     if "labels" in columns:
         batch["labels"] = _labels(columns["labels"])
     batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    if "features" in columns:
+        batch["n_above"] = torch.tensor(columns["n_above"][0])
     return {**batch, "n_rows": torch.tensor(len(n_windows))}
 
 

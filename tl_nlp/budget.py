@@ -97,7 +97,7 @@ class Outlook:
             read = lengths[:MAX_FROZEN] if split == "train" else lengths
             is_read = prepared.recipe.task.head != "generate"
             looking[split] = _CHECK * len(lengths) + (costs.reading * padded(read, predictor.model) if is_read else 0.0)
-        if watched.cache is not None and watched.cache.kind == "mean":
+        if watched.alone is not None and watched.alone.kind == "mean":
             # what baselines have read is what the head learns from
             known = {split: min(1, MAX_FROZEN / len(rows)) for split, rows in prepared.encoded.items()}
             unread = {split: (1 - known[split]) * seconds for split, seconds in costs.features.items()}

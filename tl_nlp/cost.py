@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def spoken(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of steps of one speed: the same weights learn, from tokens or from states that are kept."""
+    """A stretch of steps of one speed: the same weights learn, the head alone from states that are kept or not."""
 
     steps: range
     n_learning: int  # weights, by name
@@ -84,8 +85,8 @@ class Costs:
 
     weights: list[str]
     head: list[str]  # modules
-    alone: float  # first epochs in which the head learns from states that are kept
-    steps: dict[tuple[int, bool], float]  # a step of a stage: (weights that learn, on states)
+    alone: float  # first epochs in which the head learns from states that are kept for it
+    steps: dict[tuple[int, bool], float]  # a step of a stage: (weights that learn, on those states)
     features: dict[str, float]  # states read, for each split
     evaluation: float
     evaluation_on_states: float
@@ -132,8 +133,8 @@ def measure(
     watched: dict[str, Encoded],
     scored: dict[str, Encoded],
     *,
-    cached: bool,
-    cache: FeatureCache | None,
+    alone: FeatureCache | None,
+    later: FeatureCache | None,
     compared: int,
     loading: float,
     start: int = 0,
@@ -142,9 +143,10 @@ def measure(
     and get what the first has measured.
 
     `watched` are the rows that are learned from and those that `glancing` answers while training goes on, `scored`
-    those that `predictor` answers at last; `cached` says whether the head learns from states that are computed once, of
-    which a `cache` may have some; `compared` rows are those that baselines learn from or answer; `loading` the model
-    took so many seconds. Raises HardwareError for a step that does not fit in memory.
+    those that `predictor` answers at last; states that are computed once, of which there may be some, are kept in
+    `alone` for a head that learns alone and in `later` for blocks that learn; `compared` rows are those that baselines
+    learn from or answer; `loading` the model took so many seconds. Raises HardwareError for a step that does not fit in
+    memory.
     """
     model, accelerator = steps.model, steps.accelerator
     share = 1 / accelerator.num_processes  # of what is answered while training goes on
@@ -156,31 +158,37 @@ def measure(
     with untouched(steps):
         rate = _reading(glancing, rows, n_evaluations * n_watched)
         last = rate if glancing.task == predictor.task else _reading(predictor, rows, n_scored)
-        one_each = cache is not None
-        blank = {split: features.Blank(model, each, one_each) for split, each in watched.items()} if cached else {}
-        unread = {
-            split: [zeros.lengths[place] for place in features.unread(watched[split], cache)]
-            for split, zeros in blank.items()
+        blank = {
+            cache: {split: features.Blank(model, each, cache) for split, each in watched.items()}
+            for cache in (alone, later)
+            if cache is not None
         }
-        on_states = 0.0
-        if cached:
-            with features.reading_features(model):
-                on_states = _reading(glancing, blank["validation"], n_evaluations * n_watched)
+        reading = {
+            cache: _reading(glancing, zeros["validation"], n_evaluations * n_watched) for cache, zeros in blank.items()
+        }
+        features_of: dict[str, float] = dict.fromkeys(watched, 0.0)
+        for cache, rows_of in blank.items():
+            below = rate if cache is alone else max(0.0, rate - reading[cache])
+            for split, zeros in rows_of.items():
+                unread = [zeros.lengths[place] for place in features.unread(watched[split], cache)]
+                features_of[split] += below * padded(unread, model)
         costs = Costs(
             weights=steps.names,
             head=steps.head_modules,
-            alone=steps.epochs_alone if cached else 0,
+            alone=steps.epochs_alone if alone is not None else 0,
             steps={},
-            features={split: rate * padded(lengths, model) for split, lengths in unread.items()},
-            evaluation=rate * n_watched * share,
-            evaluation_on_states=on_states * n_watched * share,
+            features=features_of,
+            evaluation=(rate if later is None else reading[later]) * n_watched * share,
+            evaluation_on_states=(0.0 if alone is None else reading[alone]) * n_watched * share,
             answers=last * n_scored,
             save=_BYTE * optimizer_bytes(steps.weights.by_name),
             rest=loading + _BYTE * written + _ROW * compared + _FIXED,
             reading=rate,
         )
         ahead = [stage for stage in costs.stages(steps.plan) if stage.steps.stop > start]
-        costs.steps.update(_stepping(steps, ahead, blank.get("train")))
+        sources = {True: alone, False: later}
+        kept = {on_states: blank[cache]["train"] for on_states, cache in sources.items() if cache is not None}
+        costs.steps.update(_stepping(steps, ahead, kept))
     return broadcast_object_list([costs])[0]
 
 
@@ -200,8 +208,9 @@ def untouched(steps: Steps) -> Iterator[None]:
             steps.model.train(was_training)
 
 
-def _stepping(steps: Steps, stages: list[Stage], states: Encoded | None) -> dict[tuple[int, bool], float]:
-    """Seconds of a mean step of each stage: those on states first, which are fast, then those that learn most."""
+def _stepping(steps: Steps, stages: list[Stage], states: dict[bool, Encoded]) -> dict[tuple[int, bool], float]:
+    """Seconds of a mean step of each stage: those on states first, which are fast, then those that learn most; from
+    `states` where there are any for a head alone, or not alone."""
     ends = time.perf_counter() + PROBE
     found: dict[tuple[int, bool], float] = {}
     ordered = sorted(stages, key=lambda stage: (not stage.on_states, -stage.n_learning))
@@ -211,12 +220,15 @@ def _stepping(steps: Steps, stages: list[Stage], states: Encoded | None) -> dict
         left = _together(steps, ends - time.perf_counter())
         if key in found or (left < 0 and any(not on_states for _, on_states in found)):
             continue
-        if stage.on_states:
-            steps.examples = lambda epoch: states
-        with features.reading_features(steps.model) if stage.on_states else nullcontext():
-            found[key] = _mean_step(steps, stage, left / (len(ordered) - place))
+        if stage.on_states in states:
+            steps.examples = partial(_same, states[stage.on_states])
+        found[key] = _mean_step(steps, stage, left / (len(ordered) - place))
         steps.examples = of_tokens
     return found
+
+
+def _same(rows: Encoded, epoch: int) -> Encoded:
+    return rows
 
 
 def _mean_step(steps: Steps, stage: Stage, limit: float) -> float:

@@ -1,4 +1,4 @@
-"""States of windows that a frozen backbone has given before, kept on disk by content (`cache`).
+"""States of windows that frozen blocks have given before, kept on disk by content (`cache`).
 
 What a state depends on is its name: weights, number format and token ids. So an edited text, another checkpoint or
 another length of windows finds nothing, and another seed, head or rate finds all.
@@ -21,19 +21,21 @@ from safetensors.numpy import save_file
 
 from tl_nlp.batches import Encoded
 from tl_nlp.cache import cache_folder, keep
+from tl_nlp.families import depths
 
-Kind = Literal["mean", "first"]
-"""The one state of a window that is kept: the mean of its tokens', or the first, as BERT's own head reads."""
-_FORMAT = 2
+Kind = Literal["mean", "first", "tokens"]
+"""What is kept of a window: the mean of its tokens' states, the first one, as BERT's own head reads, or each."""
+_FORMAT = 3
 
 
 class FeatureCache:
-    """One state of a `kind` for each window, of a backbone as it is now; read in half precision or not."""
+    """States of a `kind` for each window, that the top `n_above` blocks of a backbone read, or its head, as it is now;
+    read in half precision or not."""
 
-    def __init__(self, backbone: Any, kind: Kind, half: bool):
-        self.kind = kind
+    def __init__(self, backbone: Any, kind: Kind, half: bool, n_above: int = 0):
+        self.kind, self.n_above = kind, n_above
         root = cache_folder("features")
-        self.folder = root / _fingerprint(backbone, half) / kind if root else None
+        self.folder = root / _fingerprint(backbone, half, n_above) / kind if root else None
         self._known: dict[bytes, np.ndarray] = {}
         self._kept: dict[bytes, tuple[Any, int, int]] = {}  # a file's states, and where those of the row are
         if self.folder is not None and self.folder.is_dir():
@@ -43,7 +45,7 @@ class FeatureCache:
     def _look_into(self, file: Path) -> None:
         try:
             part = safe_open(file, "np")
-            keys, ends = part.get_tensor("keys"), np.cumsum(part.get_tensor("windows"))
+            keys, ends = part.get_tensor("keys"), np.cumsum(part.get_tensor("sizes"))
             states = part.get_slice("states")  # stays on disk until a row is asked for
             if len(keys) != len(ends) or list(states.get_shape())[:1] != ends[-1:].tolist():
                 raise ValueError("its parts are not of one length")
@@ -57,7 +59,7 @@ class FeatureCache:
         return key in self._known or key in self._kept
 
     def __getitem__(self, key: bytes) -> np.ndarray:
-        """The states of a row's windows, of shape (windows, hidden)."""
+        """The states of a row, window after window, of shape (states, hidden)."""
         if key in self._known:
             return self._known[key]
         states, start, end = self._kept[key]
@@ -70,7 +72,7 @@ class FeatureCache:
             return
         tensors: dict[str, np.ndarray] = {
             "keys": np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), -1),
-            "windows": np.asarray([len(states) for states in rows.values()], np.int64),
+            "sizes": np.asarray([len(states) for states in rows.values()], np.int64),
             "states": np.concatenate(list(rows.values())),
         }
         file = self.folder / f"{uuid.uuid4().hex}.safetensors"
@@ -102,15 +104,19 @@ def row_keys(encoded: Encoded) -> list[bytes]:
     return keys
 
 
-def _fingerprint(backbone: Any, half: bool) -> str:
-    """A name for what the states of a backbone depend on, beside the tokens; in half precision weights of products are
-    read in bfloat16, whether they are kept in it (`model.halved`) or not."""
-    digest = hashlib.sha256(f"{_FORMAT} {half} {transformers.__version__} {type(backbone).__name__}".encode())
+def _fingerprint(backbone: Any, half: bool, n_above: int) -> str:
+    """A name for what the states below the top blocks of a backbone depend on, beside the tokens; in half precision
+    weights of products are read in bfloat16, whether they are kept in it (`model.halved`) or not."""
+    version = transformers.__version__
+    digest = hashlib.sha256(f"{_FORMAT} {half} {n_above} {version} {type(backbone).__name__}".encode())
     config = {key: value for key, value in backbone.config.to_dict().items() if key not in _OF_NO_EFFECT}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     products = [name for name, part in backbone.named_modules() if type(part) is torch.nn.Linear]
-    for name, weight in sorted(backbone.state_dict().items()):
-        if name.startswith("pooler."):  # which reads them, and is a part of the head
+    weights = backbone.state_dict()
+    depth_of = depths(list(weights), ["pooler"])  # which reads them, and is a part of the head
+    highest = depths(["pooler.weight", *weights], ["pooler"])["pooler.weight"] - 1 - n_above
+    for name, weight in sorted(weights.items()):
+        if depth_of[name] > highest:
             continue
         if half and name.rpartition(".")[0] in products and weight.dtype == torch.float32:
             weight = weight.bfloat16()

@@ -1,66 +1,77 @@
-"""What is frozen, computed once and cached: the backbone's states, where only the head learns."""
+"""What is frozen, computed once and cached: the states that the lowest block that learns reads, or the head alone."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from tl_nlp.batches import Columns, Encoded, budgeted, collate, tiled, window_lengths
-from tl_nlp.families import head_modules, in_head
+from tl_nlp.families import head_modules
 from tl_nlp.feature_cache import FeatureCache, Kind, row_keys
 from tl_nlp.hardware import inferring, is_half, pass_tokens
 from tl_nlp.heads import Head
 from tl_nlp.pretrained import positions
+from tl_nlp.states import entered, states_below
 
-MAX_BYTES = 2 * 10**9  # of features in memory; beyond, the backbone runs every epoch
-
-
-def is_cacheable(model: Any, learning: set[str], rows: list[Encoded], kind: Kind | None = None) -> bool:
-    """Whether only the head of an encoder learns, and the states it reads fit in `MAX_BYTES`."""
-    if not _has_states(model):
-        return False
-    if isinstance(getattr(model.base_model, "pooler", None), nn.Linear):  # ALBERT's acts inside its backbone
-        return False
-    if not all(in_head(name, head_modules(model)) for name in learning):
-        return False
-    lengths = [windows for encoded in rows for windows in window_lengths(encoded)]
-    n_states = sum(len(windows) if kind else sum(windows) for windows in lengths)
-    return n_states * model.config.hidden_size * 4 <= MAX_BYTES
+MAX_BYTES = 2 * 10**9  # of features of one training; beyond, the blocks run every epoch
+_PIECE = 2**28  # bytes of states in memory until they are written
 
 
-def _has_states(model: Any) -> bool:
+def reads_states(model: Any) -> bool:
     """Whether it is an encoder with a head that reads its states, and nothing of PEFT in between."""
     return not (hasattr(model, "peft_config") or model.config.is_encoder_decoder) and bool(head_modules(model))
 
 
-def cache_of(model: Any, precision: str, kind: Kind) -> FeatureCache:
-    """The states that the model's backbone, as it is now, gave before in this precision."""
-    return FeatureCache(model.base_model, kind, is_half(precision, next(model.parameters()).device))
+def is_outside(model: Any) -> bool:
+    """Whether the head is all outside of what gives the states; ALBERT's pooler acts inside."""
+    return not isinstance(getattr(model.base_model, "pooler", None), nn.Linear)
+
+
+def fits(model: Any, rows: list[Encoded], kind: Kind) -> bool:
+    """Whether the states that are kept of these rows are no more than `MAX_BYTES`."""
+    lengths = [windows for encoded in rows for windows in window_lengths(encoded)]
+    n_states = sum(sum(windows) if kind == "tokens" else len(windows) for windows in lengths)
+    return n_states * model.config.hidden_size * 4 <= MAX_BYTES
+
+
+def cache_of(model: Any, precision: str, kind: Kind, n_above: int = 0) -> FeatureCache:
+    """The states that the top `n_above` blocks, or the head, were given by what is below them, as it is now, in this
+    precision."""
+    return FeatureCache(model.base_model, kind, is_half(precision, next(model.parameters()).device), n_above)
 
 
 def compute(
-    model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, cache: FeatureCache | None = None
+    model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, cache: FeatureCache
 ) -> Columns:
-    """The last states of the backbone in eval mode, as float32 of shape (positions, hidden) for each window, or the one
-    that the `cache` is for."""
+    """The rows with states in the place of their tokens, as float32 of shape (positions, hidden) for each window: what
+    the `cache` is for, in eval mode. What it does not have is computed first."""
     lengths = window_lengths(encoded)
-    if cache is not None:
-        rows = _one_state_each(model, encoded, pad_id, precision, description, cache)
-        windows_of = [list(states[:, None]) for states in rows]
-    else:
-        windows_of = [[] for _ in lengths]
-        for places, states, mask in last_states(model, encoded, pad_id, precision, description):
-            for row, window, n_tokens in zip(places, states, mask.sum(axis=1), strict=True):
-                windows_of[row].append(window[:n_tokens].copy())
+    keys = row_keys(encoded)
+    _read(model, encoded, keys, pad_id, precision, description, cache)
+    states = _States(cache, keys, lengths)
     columns = {name: encoded[name][:] for name in encoded.column_names if name in _KEPT}
-    return Columns({"features": windows_of, "lengths": lengths, **columns}, lengths)
+    # a step of a head alone takes no longer than looking a row's state up
+    columns["features"] = states if cache.kind == "tokens" else [states[row] for row in range(len(keys))]
+    return Columns({**columns, "lengths": lengths, "n_above": [cache.n_above] * len(keys)}, lengths)
+
+
+class _States:
+    """The states of each row's windows, read from the cache when they are asked for."""
+
+    def __init__(self, cache: FeatureCache, keys: list[bytes], lengths: list[list[int]]):
+        self.cache, self.keys, self.lengths = cache, keys, lengths
+
+    def __getitem__(self, row: int) -> list[np.ndarray]:
+        states, lengths = self.cache[self.keys[row]], self.lengths[row]
+        if self.cache.kind == "tokens":
+            return np.split(states, np.cumsum(lengths[:-1]))
+        return list(states[:, None])
 
 
 _KEPT = ("labels", "soft_targets", "sentence_ids", "sides", "surface", "group")
@@ -68,10 +79,10 @@ _KEPT = ("labels", "soft_targets", "sentence_ids", "sides", "surface", "group")
 
 
 class Blank:
-    """As what `compute` gives, with zeros in the place of the states: a head takes as long on them."""
+    """As what `compute` gives, with zeros in the place of the states: what reads them takes as long."""
 
-    def __init__(self, model: Any, encoded: Encoded, one_each: bool):
-        self._encoded, self._width, self._one_each = encoded, model.config.hidden_size, one_each
+    def __init__(self, model: Any, encoded: Encoded, cache: FeatureCache):
+        self._encoded, self._width, self._cache = encoded, model.config.hidden_size, cache
         self.lengths = window_lengths(encoded)
 
     def __len__(self) -> int:
@@ -82,15 +93,16 @@ class Blank:
 
     def __getitem__(self, indices: list[int]) -> dict[str, list[Any]]:
         lengths, columns = [self.lengths[index] for index in indices], self._encoded[indices]
-        sizes = [[1 if self._one_each else length for length in windows] for windows in lengths]
+        is_each = self._cache.kind == "tokens"
+        sizes = [[length if is_each else 1 for length in windows] for windows in lengths]
         states = [[np.zeros((size, self._width), np.float32) for size in windows] for windows in sizes]
         kept = {name: values for name, values in columns.items() if name in _KEPT}
-        return {"features": states, "lengths": lengths, **kept}
+        return {"features": states, "lengths": lengths, "n_above": [self._cache.n_above] * len(indices), **kept}
 
 
-def unread(encoded: Encoded, cache: FeatureCache | None) -> list[int]:
+def unread(encoded: Encoded, cache: FeatureCache) -> list[int]:
     """The places of the rows that `compute` would read: all but those whose states are kept from before."""
-    return list(range(len(encoded)) if cache is None else _new(cache, row_keys(encoded)).values())
+    return list(_new(cache, row_keys(encoded)).values())
 
 
 def _new(cache: FeatureCache, keys: list[bytes]) -> dict[bytes, int]:
@@ -103,30 +115,40 @@ def embeddings(
 ) -> np.ndarray:
     """The mean of the backbone's last states over all tokens of each row; float32 of shape (examples, hidden)."""
     cache = cache or cache_of(model, precision, "mean")
-    rows = _one_state_each(model, encoded, pad_id, precision, description, cache)
-    weights = [np.asarray(windows, np.float32) for windows in window_lengths(encoded)]
-    return np.stack([np.average(states, 0, of_window) for states, of_window in zip(rows, weights, strict=True)])
-
-
-def _one_state_each(
-    model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, cache: FeatureCache
-) -> list[np.ndarray]:
-    """For each row one state of every window, of shape (windows, hidden). What was computed before is taken from the
-    cache; rows of one content are computed once."""
     keys = row_keys(encoded)
+    _read(model, encoded, keys, pad_id, precision, description, cache)
+    weights = [np.asarray(windows, np.float32) for windows in window_lengths(encoded)]
+    return np.stack([np.average(cache[key], 0, of_window) for key, of_window in zip(keys, weights, strict=True)])
+
+
+def _read(
+    model: Any,
+    encoded: Encoded,
+    keys: list[bytes],
+    pad_id: int,
+    precision: str,
+    description: str,
+    cache: FeatureCache,
+) -> None:
+    """Adds to the cache what it does not have of these rows, of which those of one content are read once."""
     new = _new(cache, keys)
-    if new:
-        places = list(new.values())
-        found: list[list[np.ndarray]] = [[] for _ in places]
-        for rows, states, mask in last_states(model, encoded.select(places), pad_id, precision, description):
+    if not new:
+        return
+    names, n_bytes = list(new), 0
+    found: dict[bytes, np.ndarray] = {}
+    rows = encoded.select(list(new.values()))
+    for places, states, mask in last_states(model, rows, pad_id, precision, description, cache.n_above):
+        here: dict[int, list[np.ndarray]] = {}  # a pass has whole rows
+        for place, window, n_tokens in zip(places.tolist(), states, mask.sum(axis=1), strict=True):
             if cache.kind == "mean":
-                states = (states * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1)[:, None]
-            else:
-                states = states[:, 0].copy()
-            for row, state in zip(rows, states, strict=True):
-                found[row].append(state)
-        cache.add({key: np.stack(states) for key, states in zip(new, found, strict=True)})
-    return [cache[key] for key in keys]
+                window = window[:n_tokens].mean(axis=0, keepdims=True)
+            here.setdefault(place, []).append(window[: n_tokens if cache.kind == "tokens" else 1])
+        found |= {names[place]: np.concatenate(windows) for place, windows in here.items()}
+        n_bytes += states.nbytes
+        if n_bytes > _PIECE:
+            cache.add(found)
+            found, n_bytes = {}, 0
+    cache.add(found)
 
 
 class Frozen:
@@ -182,9 +204,10 @@ def _beginnings(encoded: Encoded, n_tokens: int) -> Encoded:
 
 
 def last_states(
-    model: Any, encoded: Encoded, pad_id: int, precision: str, description: str
+    model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, n_above: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """A pass at a time, in eval mode: each window's row, its states (windows, tokens, hidden), and its mask."""
+    """A pass at a time, in eval mode: each window's row, its states (windows, tokens, hidden) below the top `n_above`
+    blocks, and its mask."""
     lengths = window_lengths(encoded)
     bar = tqdm(total=len(lengths), desc=description, unit="row", file=sys.stderr)
     with inferring(model, precision) as device, bar:
@@ -194,18 +217,16 @@ def last_states(
             width = int(max(longest, min(tiled(longest), positions(model.config))))
             batch = collate({name: columns[name] for name in columns if name != "labels"}, pad_id, device, width)
             inputs = {n: batch[n] for n in ("input_ids", "attention_mask", "token_type_ids") if n in batch}
-            states = model.base_model(**inputs).last_hidden_state.float().cpu().numpy()
+            states = states_below(model.base_model, n_above, **inputs).float().cpu().numpy()
             yield np.asarray(rows)[batch["rows"].cpu().numpy()], states, batch["attention_mask"].cpu().numpy()
             bar.update(len(rows))
 
 
-def kind_of(model: Any, head: Head) -> Kind | None:
-    """The one state that the head reads of each window, which the cache keeps from run to run; None: all."""
-    if not _has_states(model):
-        return None
+def kind_of(model: Any, head: Head) -> Kind:
+    """What the head reads of each window."""
     if _reads_means(model, head):
         return "mean"
-    return "first" if _reads_first_only(model) else None
+    return "first" if _reads_first_only(model) else "tokens"
 
 
 def _reads_means(model: Any, head: Head) -> bool:
@@ -220,37 +241,8 @@ def _reads_first_only(model: Any) -> bool:
     """Whether the logits depend on no state but each window's first, seen by their gradient."""
     drawn = torch.randn(1, 4, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     states = drawn.to(next(model.parameters()).device).requires_grad_()
-    with reading_features(model):
+    with entered(model, states, 0):
         mask = torch.ones(1, 4, dtype=torch.long, device=states.device)
         logits = model(inputs_embeds=states, attention_mask=mask).logits
     (gradient,) = torch.autograd.grad(logits.float().square().sum(), states)
     return not gradient[:, 1:].any()
-
-
-@contextmanager
-def reading_features(model: Any) -> Iterator[None]:
-    """Within the block the model also takes its backbone's states, as `inputs_embeds`, in the place of tokens."""
-    name = model.base_model_prefix
-    backbone = getattr(model, name)
-    setattr(model, name, _Cached(backbone))
-    try:
-        yield
-    finally:
-        setattr(model, name, backbone)
-
-
-class _Cached(nn.Module):
-    """Answers for a backbone with the states it is given, the pooler still acting, as a part of the head; given tokens
-    it lets the backbone answer."""
-
-    def __init__(self, backbone: nn.Module):
-        super().__init__()
-        self.backbone, self.pooler = backbone, getattr(backbone, "pooler", None)
-
-    def forward(self, input_ids: Tensor | None = None, *, inputs_embeds: Tensor | None = None, **more: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-        if inputs_embeds is None:
-            return self.backbone(input_ids, **more)
-        pooled = None if self.pooler is None else self.pooler(inputs_embeds)
-        return BaseModelOutputWithPooling(last_hidden_state=inputs_embeds, pooler_output=pooled)

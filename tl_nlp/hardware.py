@@ -36,8 +36,7 @@ def inferring(model: Any, precision: str) -> Iterator[torch.device]:
     """
     device = next(model.parameters()).device
     plain = without_peft(model)
-    parts = plain.base_model, *plain.base_model.children()  # the backbone, or what gives its states (`features`)
-    is_compiled = any(part._compiled_call_impl is not None for part in parts)  # for steps, whose widths are others
+    is_compiled = plain.base_model._compiled_call_impl is not None  # for steps, whose widths are others
     is_slow = plain.config._attn_implementation == "eager" and plain._supports_sdpa
     model.eval()
     if is_slow:

@@ -19,15 +19,17 @@ from tl_nlp.decoding import asked_beyond, options_of, texts_of
 from tl_nlp.errors import RecipeError
 from tl_nlp.families import without_peft
 from tl_nlp.objective import Objective, divergence, from_teacher, listwise, yes_or_no
+from tl_nlp.states import entered
 from tl_nlp.types import IGNORED
 
 Batch = dict[str, Tensor]
-"""`input_ids` (or `inputs_embeds`) and `attention_mask` of shape (windows, tokens); of shape (windows,): `rows`, the
+"""`input_ids` and `attention_mask` of shape (windows, tokens), or in their place `states` of shape (windows, tokens,
+hidden), which the top `n_above` blocks read, of 0 the head; of shape (windows,): `rows`, the
 index of each window's example, and `lengths`, the tokens it stands for; `n_rows`; where the task counts them `surface`
 of shape (examples, features) and `group` of shape (examples,); with targets `labels` of shape (examples, ...),
 or for text (windows, tokens); with a teacher its `soft_targets` of shape (examples, answers)."""
 
-_INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "token_type_ids")
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 _NEVER_SURE = 1e-6  # a gradient of 0 to a power below 1 is no number
@@ -84,7 +86,11 @@ class Head:
 
 def _forward(model: Any, batch: Batch) -> Tensor:
     """The model's own logits, in float32: of shape (windows, outputs), or (windows, tokens, outputs) by token."""
-    return model(**{name: batch[name] for name in _INPUTS if name in batch}).logits.float()
+    inputs = {name: batch[name] for name in _INPUTS if name in batch}
+    if "states" not in batch:
+        return model(**inputs).logits.float()
+    with entered(model, batch["states"], int(batch["n_above"])):
+        return model(inputs_embeds=batch["states"], **inputs).logits.float()
 
 
 def pool(values: Tensor, rows: Tensor, weights: Tensor, n_rows: int) -> Tensor:
@@ -144,7 +150,7 @@ class Pooled(Head):
             return document.document_of(model)(logits, batch).float()
         if self.by_token:
             # a window counts by its tokens, also where fewer states stand for them
-            share = batch["lengths"] / mask.sum(1) if "inputs_embeds" in batch else torch.ones_like(rows)
+            share = batch["lengths"] / mask.sum(1) if "states" in batch else torch.ones_like(rows)
             weights = (mask * share.unsqueeze(1)).flatten()
             logits, rows = logits.flatten(0, 1), rows.repeat_interleave(mask.shape[1])
         else:

@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from tl_nlp import states
 from tl_nlp.batches import Encoded, collate, epoch_order, passes
 from tl_nlp.combinations import needs_whole_steps
 from tl_nlp.distillation import Inside, Seen
@@ -48,7 +49,8 @@ class Steps:
     """Takes one optimization step after another.
 
     `examples(epoch)` gives the encoded rows of an epoch, of whose windows `lengths` are the tokens. To a `teacher` what
-    goes on inside the model is held.
+    goes on inside the model is held. `n_above` are the top blocks in which weights learn at any time, where those below
+    can be left out (`states.entered`); else None.
     """
 
     def __init__(
@@ -75,6 +77,8 @@ class Steps:
         self.device_batch_size = size if isinstance(size, int) else 1
         self.names = [name for name, weight in model.named_parameters() if weight.is_floating_point()]
         self.head_modules = head_modules(model)
+        n_above = self.weights.n_above
+        self.n_above = n_above if n_above and states.can_be_entered(model, n_above) else None
         self._order: tuple[int, list[list[int]]] = (-1, [])
         self._learning: set[str] | None = None
         self._n_learning = 0
@@ -118,7 +122,8 @@ class Steps:
     def unfreeze(self, step: int) -> None:
         """Lets learn what the method says for this step.
 
-        Dropout acts, but not in a backbone of which nothing learns: its states are features, cached or not.
+        Dropout acts, but not in a backbone of which nothing learns, nor in lowest blocks that never do: their states
+        are features, kept or not.
         """
         learning = self.plan.learning(self.names, self.head_modules, step)
         has_changed = learning != self._learning
@@ -132,6 +137,9 @@ class Steps:
             self.model.train()
             if self.is_alone:
                 backbone(self.model).eval()
+            elif self.n_above:
+                for part in states.parts_below(backbone(self.model), self.n_above):
+                    part.eval()
 
     @property
     def is_alone(self) -> bool:

@@ -6,7 +6,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from tl_nlp import augmentation, baselines, features, memory
+from tl_nlp import augmentation, baselines, memory
 from tl_nlp.artifact import save_artifact
 from tl_nlp.baselines import Given
 from tl_nlp.batches import Encoded, window_lengths
@@ -241,31 +241,30 @@ def _estimated(run: Run, steps: Steps, probe: Callable[[int], Costs]) -> Estimat
 def _fit(
     steps: Steps, predictor: Predictor, prepared: Prepared, watched: Watched, run: Run, weights_only: bool
 ) -> Progress:
-    """Trains the model; while the head learns alone, on features of the backbone that are computed once."""
-    model, accelerator = predictor.model, steps.accelerator
-    task, shown, cached, n_alone = watched.task, watched.encoded, watched.is_cached, steps.epochs_alone
-    glancing = Predictor(model, prepared.tokenizer, task, predictor.precision)
-    started, of_tokens = time.perf_counter(), steps.examples
-    states: dict[str, Encoded] = {}
-    if cached:
-        states = {split: watched.states(predictor, theirs, split) for split, theirs in shown.items()}
-        steps.examples = lambda epoch: states["train"] if epoch < n_alone else of_tokens(epoch)
+    """Trains the model; what never learns reads each text once."""
+    task, accelerator, of_tokens = watched.task, steps.accelerator, steps.examples
+    glancing = Predictor(predictor.model, prepared.tokenizer, task, predictor.precision)
+    started = time.perf_counter()
+    read = watched.read(predictor)
     seconds = time.perf_counter() - started
+
+    def examples(epoch: int) -> Encoded:
+        source = watched.source(epoch < steps.epochs_alone)
+        return of_tokens(epoch) if source is None else read[source]["train"]
+
+    steps.examples = examples
     truth = references(task, prepared.rows["validation"].select(watched.places))
     mine = range(accelerator.process_index, len(watched.places), accelerator.num_processes)
-    shards = {
-        split: theirs["validation"].select(mine) for split, theirs in (("tokens", shown), ("states", states)) if theirs
-    }
+    shards = {source: rows["validation"].select(mine) for source, rows in read.items()}
 
     def validate() -> Metrics:
-        shard = shards["states" if cached and steps.is_alone else "tokens"]
+        shard = shards[watched.source(steps.is_alone)]
         found = gather_object(list(zip(mine, glancing.infer(shard), strict=True)))
         outputs = [output for _, output in sorted(found, key=lambda pair: pair[0])]
         decided = task.calibrated(outputs, truth)  # a rare label may never reach a threshold that is not fitted
         return task.score(decided.decode(outputs, truth, prepared.tokenizer), truth)
 
-    with features.reading_features(model) if cached else nullcontext():
-        progress = fit(steps, validate, task.main_metric, run, prepared.rows["train"]["id"], weights_only=weights_only)
+    progress = fit(steps, validate, task.main_metric, run, prepared.rows["train"]["id"], weights_only=weights_only)
     progress.seconds += seconds
     return progress
 

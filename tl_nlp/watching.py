@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,8 +24,8 @@ class Watched:
     task: Task
     places: np.ndarray  # of the validation rows
     encoded: dict[str, Encoded]
-    is_cached: bool  # whether the head learns alone from states that are computed once
-    cache: FeatureCache | None  # of these states, where it reads one of each window
+    alone: FeatureCache | None  # of what the head reads, in the epochs in which it learns alone
+    later: FeatureCache | None  # of what the lowest block that ever learns reads
     is_frozen: bool  # whether the head learns alone to the end, so that states tell all answers
 
     @classmethod
@@ -34,30 +34,47 @@ class Watched:
         n_rows = len(prepared.encoded["validation"])
         places = sampled(n_rows, n_rows if most is None else most)
         shown = {"train": prepared.encoded["train"], "validation": prepared.encoded["validation"].select(places)}
-        cached = bool(steps.epochs_alone) and not prepared.recipe.training.augmentation.changes_rows
-        kind = features.kind_of(predictor.model, predictor.head) if cached else None
-        in_head = steps.weights.in_head & steps.weights.of_model.keys()
-        cached = cached and features.is_cacheable(predictor.model, in_head, list(shown.values()), kind)
-        cache = features.cache_of(predictor.model, predictor.precision, kind) if cached and kind else None
-        frozen = cache is not None and steps.epochs_alone >= prepared.recipe.training.epochs
-        return cls(task, places, shown, cached, cache, frozen)
+        alone = later = None
+        model, precision = predictor.model, predictor.precision
+        if features.reads_states(model) and not prepared.recipe.training.augmentation.changes_rows:
+            if steps.epochs_alone and features.is_outside(model):
+                kind = features.kind_of(model, predictor.head)
+                if features.fits(model, list(shown.values()), kind):
+                    alone = features.cache_of(model, precision, kind)
+            # a teacher looks at the states of all blocks
+            if steps.n_above and steps.teacher is None and features.fits(model, list(shown.values()), "tokens"):
+                later = features.cache_of(model, precision, "tokens", steps.n_above)
+        is_to_end = steps.epochs_alone >= prepared.recipe.training.epochs
+        frozen = alone is not None and alone.kind != "tokens" and is_to_end
+        return cls(task, places, shown, alone, later, frozen)
 
-    def states(self, predictor: Predictor, encoded: Encoded, split: str) -> Encoded:
-        """What the head reads of rows, from the cache where it has them."""
-        description = f"features of {split}"
-        return features.compute(
-            predictor.model, encoded, predictor.pad_id, predictor.precision, description, self.cache
-        )
+    def source(self, is_alone: bool) -> FeatureCache | None:
+        """What stands for tokens while the head learns alone or later; None where nothing does."""
+        return self.alone if is_alone and self.alone is not None else self.later
+
+    def read(self, predictor: Predictor) -> dict[FeatureCache | None, dict[str, Encoded]]:
+        """The rows of each split as each source has them."""
+        return {
+            source: {
+                split: rows if source is None else _states(predictor, rows, split, source)
+                for split, rows in self.encoded.items()
+            }
+            for source in {None, self.alone, self.later}
+        }
 
     def infer(self, predictor: Predictor, encoded: Encoded, split: str) -> list[np.ndarray]:
         """What a predictor infers of rows: of a backbone that has not moved from the states that are kept."""
-        if self.cache is None or not self.is_frozen:
+        if self.alone is None or not self.is_frozen:
             return predictor.infer(encoded)
         # by its own weights, which may have been written and read since
-        own = replace(self, cache=features.cache_of(predictor.model, predictor.precision, self.cache.kind))
-        states = own.states(predictor, encoded, split)
-        with features.reading_features(predictor.model):
-            return predictor.infer(states)
+        cache = features.cache_of(predictor.model, predictor.precision, self.alone.kind)
+        return predictor.infer(_states(predictor, encoded, split, cache))
+
+
+def _states(predictor: Predictor, encoded: Encoded, split: str, cache: FeatureCache) -> Encoded:
+    return features.compute(
+        predictor.model, encoded, predictor.pad_id, predictor.precision, f"features of {split}", cache
+    )
 
 
 def costs_of(
@@ -74,16 +91,17 @@ def costs_of(
     is_calibrated = type(prepared.recipe.task).calibrated is not Task.calibrated
     learned = {"train"} if is_calibrated and not watched.is_frozen else {"train", "validation"}
     scored = {split: rows for split, rows in prepared.encoded.items() if split not in learned}
-    if watched.is_frozen:
-        scored = {split: rows.select(features.unread(rows, watched.cache)) for split, rows in scored.items()}
+    if watched.is_frozen and watched.alone is not None:
+        cache = watched.alone
+        scored = {split: rows.select(features.unread(rows, cache)) for split, rows in scored.items()}
     return measure(
         steps,
         Predictor(predictor.model, prepared.tokenizer, watched.task, predictor.precision),
         predictor,
         watched.encoded,
         scored,
-        cached=watched.is_cached,
-        cache=watched.cache,
+        alone=watched.alone,
+        later=watched.later,
         compared=compared,
         loading=loading,
         start=start,

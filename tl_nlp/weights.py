@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tl_nlp.errors import RecipeError
-from tl_nlp.families import depths, head_modules, in_head
+from tl_nlp.families import blocks, depths, head_modules, in_head
 from tl_nlp.recipe import Training
 from tl_nlp.schedule import Plan
 
@@ -24,6 +24,7 @@ class Weights:
     by_name: dict[str, torch.nn.Parameter]
     in_head: set[str]
     depths: dict[str, int]  # 0 for embeddings, the most for the head
+    n_above: int | None = None  # blocks from the lowest that learns to the top; None where the lowest of all learns
     beside: set[str] = field(default_factory=set)  # those that only the loss needs, and no artifact holds
 
     @classmethod
@@ -33,11 +34,15 @@ class Weights:
         head = head_modules(model)
         ever = plan.learning(list(floating), head, plan.steps - 1)
         by_name = {name: weight for name, weight in floating.items() if name in ever}
-        every_depth = depths([name for name, _ in model.named_parameters()], head)
+        names = [name for name, _ in model.named_parameters()]
+        every_depth = depths(names, head)
+        lowest = min((every_depth[name] for name in by_name), default=0)
+        n_blocks = len(blocks(names))
         return cls(
             {**by_name, **beside},
             {name for name in by_name if in_head(name, head)} | beside.keys(),
             {name: every_depth[name] for name in by_name},
+            n_blocks + 1 - lowest if lowest > 1 else None,
             set(beside),
         )
 
