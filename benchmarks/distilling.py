@@ -3,11 +3,11 @@
 Command   python benchmarks/distilling.py RUN [SEEDS] [BLOCKS ...]
 
 RUN is a finished run of labels or grades whose method saves whole models, such as one of recipes/sentiment.py. For
-each number of BLOCKS (3) and each of SEEDS (1) its recipe is trained again on that many of the checkpoint's blocks:
-plainly, with the run's answers, and with its answers and states. These runs go under $TL_NLP_RUNS; called again, it
-goes on where it stopped, and what is finished is only read. Latency is the median over the first 200 test texts, one
-at a time, the models taking turns, three times round. A verdict is the student's against RUN on the same test rows, as
-tl-nlp compare gives it. The table is printed as Markdown.
+each number of BLOCKS (3) and each of SEEDS (1) its recipe is trained again on that many of the checkpoint's blocks, all
+of which learn: plainly, with the run's answers, and with its answers and states. These runs go under $TL_NLP_RUNS;
+called again, it goes on where it stopped, and what is finished is only read. Latency is the median over the first 200
+test texts, one at a time, the models taking turns, three times round. A verdict is the student's against RUN on the
+same test rows, as tl-nlp compare gives it. The table is printed as Markdown.
 """
 
 import sys
@@ -41,7 +41,8 @@ def main() -> None:
         for variant, overrides in VARIANTS.items():
             taught = [f"training.distillation.teacher={teacher.folder}", *overrides] if overrides else []
             for seed in range(n_seeds):
-                recipe = teacher.recipe().override(f"checkpoint.blocks={blocks}", f"training.seed={seed}", *taught)
+                student = ["method=full", "method.embeddings=false", f"checkpoint.blocks={blocks}"]
+                recipe = teacher.recipe().override(*student, f"training.seed={seed}", *taught)
                 name = "-".join([f"blocks{blocks}", *variant.split(), f"seed{seed}"])
                 runs[f"{blocks} blocks, {variant}", str(seed)] = trained(name, recipe, folder)
     waits = latencies(list(runs.values()))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from conftest import review_rows, tiny_recipe, write_jsonl
 
-from tl_nlp import Run, baselines, checking, train
+from tl_nlp import Run, baselines, checking, preparation, train
 from tl_nlp.cache import made_of
 from tl_nlp.findings import Finding
 
@@ -33,6 +33,12 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return found(*inputs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(checking, "_found", looked)
+    remembered = preparation.remembered_table
+    monkeypatch.setattr(
+        preparation,
+        "remembered_table",
+        lambda file, make: remembered(file, lambda: happened.append("tokens") or make()),
+    )
     for makers in baselines._MAKERS.values():
         for name, maker in makers.items():
             monkeypatch.setitem(makers, name, lambda known, n=name, m=maker: happened.append(n) or m(known))
@@ -61,7 +67,7 @@ def test_another_seed_on_the_same_rows_looks_at_nothing_again(
     checkpoint = tiny_t5 if task == "summarization" else tiny_bert
     recipe = tiny_recipe(checkpoint, write_jsonl(tmp_path / "rows.jsonl", rows_of(task)), task)
     first = train(recipe)
-    assert {"findings", *first.results()["baselines"]} == set(made)
+    assert {"tokens", "findings", *first.results()["baselines"]} == set(made)
     made.clear()
     again = train(recipe.override("training.seed=1", "training.lr=2e-3"))
     assert made == []
@@ -76,11 +82,12 @@ def test_what_is_different_is_looked_at(tiny_bert: Path, tmp_path: Path, cache: 
         made.clear()
         train(recipe.override(change))
         assert "findings" in made and ("tfidf" in made or change == "task.max_length=8"), change
+        assert ("tokens" in made) is (change != "checkpoint.blocks=1"), change
     made.clear()
     rows[0]["text"] += " and more"
     write_jsonl(tmp_path / "rows.jsonl", rows)
     assert told(train(recipe)) != told(first)
-    assert {"findings", "tfidf"} <= set(made)
+    assert {"tokens", "findings", "tfidf"} <= set(made)
 
 
 def test_other_code_finds_nothing(
@@ -91,7 +98,7 @@ def test_other_code_finds_nothing(
     made.clear()
     monkeypatch.setattr("tl_nlp.cache._code", lambda: b"other code")
     train(recipe)
-    assert "findings" in made
+    assert {"tokens", "findings"} <= set(made)
 
 
 def test_a_name_is_of_the_whole_content(cache: Path) -> None:
@@ -111,17 +118,17 @@ def test_a_name_is_of_the_whole_content(cache: Path) -> None:
     assert names == [made_of("x", *each) for each in inputs]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"tfidf": 3}', b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"", b"{", b'{"tfidf": 3}', b"\xff\xfe", b"\xff\xff\xff\xff\x00\x01\x00\x00"])
 def test_what_is_damaged_is_made_again(
     content: bytes, tiny_bert: Path, reviews: Path, cache: Path, made: list[str]
 ) -> None:
     recipe = tiny_recipe(tiny_bert, reviews)
     first = train(recipe)
-    for file in cache.glob("made/*/*.json"):
+    for file in cache.glob("made/*/*"):
         file.write_bytes(content)
     made.clear()
     assert told(train(recipe)) == told(first)
-    assert {"findings", "tfidf"} <= set(made)
+    assert {"tokens", "findings", "tfidf"} <= set(made)
     assert all(json.loads(file.read_bytes()) is not None for file in cache.glob("made/*/*.json"))
 
 
@@ -147,7 +154,7 @@ def test_files_of_others_are_left_alone(
     monkeypatch.setattr("tl_nlp.cache.MAX_BYTES", 1)
     train(tiny_recipe(tiny_bert, reviews))
     assert all(file.is_file() for file in own)
-    assert not list(cache.glob("made/*/*.json"))
+    assert not list(cache.glob("made/*/*"))
 
 
 def test_a_cache_that_cannot_be_written_is_told(
@@ -156,5 +163,5 @@ def test_a_cache_that_cannot_be_written_is_told(
     cache.write_text("a file in the way")
     train(tiny_recipe(tiny_bert, reviews))
     told = capsys.readouterr().err
-    for what in ("features", "findings", "baselines"):
+    for what in ("tokens", "features", "findings", "baselines"):
         assert f"{what} are not kept for the next run" in told

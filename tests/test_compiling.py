@@ -72,7 +72,6 @@ def test_answers_are_not_compiled(tiny_bert: Path, reviews: Path) -> None:
     [
         ("classification", ["method=gradual"], "method gradual lets others learn"),
         ("classification", ["method=head"], "nothing of what method head moves reads texts"),
-        ("classification", ["method=top_layers"], "the upper blocks read states that are kept"),
         ("classification", ["method=lora", "checkpoint.load_in=int8"], "int8 weights"),
         ("classification", ["training.gradient_checkpointing=true"], "gradient_checkpointing"),
         ("classification", ["training.distillation.teacher=x", "training.distillation.hidden=1"], "looks inside"),

@@ -120,6 +120,22 @@ def test_stages_are_timed_apart(
     assert costs.features["train"] > 0
 
 
+def test_what_lower_blocks_read_once_is_counted_once(
+    reviews: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TL_NLP_CACHE", str(tmp_path))
+    recipe = tiny_recipe(tiny_bert, reviews).override(
+        "method=top_layers", "method.n_blocks=1", "method.head_epochs=0.5"
+    )
+    steps, probe = made(recipe)
+    costs, n_rows = probe(), len(steps.lengths)
+    assert min(costs.below.values()) > 0 and max(costs.features.values()) == 0
+    once, twice = costs.of(steps.plan), costs.of(Plan.of(recipe.override("training.epochs=4"), n_rows))
+    assert twice.training < 2 * once.training
+    train(recipe)
+    assert max(made(recipe)[1]().below.values()) == 0
+
+
 def test_writing_is_timed_as_it_is_done(reviews: Path, tiny_t5: Path, tmp_path: Path) -> None:
     rows = [{**row, "target": " ".join(row["text"].split()[:3])} for row in review_rows(60)]
     recipe = tiny_recipe(tiny_t5, write_jsonl(tmp_path / "rows.jsonl", rows), "summarization")

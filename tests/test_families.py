@@ -24,7 +24,7 @@ FAMILIES = {
     },
     "deberta-v2": {**SMALL, "relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"]},
     "distilbert": {"dim": 64, "n_layers": 2, "n_heads": 2, "hidden_dim": 128},
-    "electra": {**SMALL, "embedding_size": 64},
+    "electra": {**SMALL, "embedding_size": 32},
     "modernbert": {**SMALL, "global_attn_every_n_layers": 1, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 3},
     "mpnet": SMALL,
     "roberta": {**SMALL, "pad_token_id": 0},
@@ -102,13 +102,20 @@ def test_the_top_blocks_of_a_family_learn_from_states(
         torch.testing.assert_close(before[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "further",
+    [
+        {"conv_kernel_size": 3, "conv_act": "gelu"},  # the second block reads the embeddings too, through a convolution
+        {"norm_rel_ebd": "layer_norm"},  # the norm of the relative positions learns, and all blocks read it
+    ],
+)
 def test_blocks_that_look_further_down_learn_from_tokens(
-    tiny_bert: Path, tmp_path: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+    further: dict[str, object], tiny_bert: Path, tmp_path: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DeBERTa's second block reads the embeddings too, through a convolution."""
+    """As DeBERTa's do."""
     folder = tmp_path / "deberta-v2"
     shutil.copytree(tiny_bert, folder)
-    shape = {**FAMILIES["deberta-v2"], "num_hidden_layers": 3, "conv_kernel_size": 3, "conv_act": "gelu"}
+    shape = {**FAMILIES["deberta-v2"], "num_hidden_layers": 3, **further}
     config = AutoConfig.for_model("deberta-v2", vocab_size=200, max_position_embeddings=130, **shape)
     AutoModel.from_config(config, attn_implementation="eager").save_pretrained(folder)
     monkeypatch.setattr(features, "compute", lambda *values: pytest.fail("states were taken"))

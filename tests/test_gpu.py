@@ -58,6 +58,7 @@ def test_the_largest_pass_fits_on_the_gpu(tiny_bert: Path, reviews: Path) -> Non
             "training.average_last=2",
             "training.gradient_checkpointing=true",
         ],
+        ["method=top_layers", "method.n_blocks=1", "training.dropout=0.1"],
         ["method=gradual", "training.augmentation.word_replacement=0.2", "training.augmentation.token_cutoff=0.2"],
     ],
 )

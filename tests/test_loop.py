@@ -67,10 +67,14 @@ def test_a_step_does_not_depend_on_the_device_batch_size(
     assert sum(float(gradient.abs().sum()) for gradient in gradients[0].values()) > 0
 
 
+@pytest.mark.parametrize(
+    "method", [["method=full"], pytest.param(["method=top_layers", "method.n_blocks=1"], marks=pytest.mark.slow)]
+)
 def test_a_step_does_not_depend_on_the_number_of_processes(
-    data: dict[str, Path], tiny_bert: Path, tmp_path: Path
+    method: list[str], data: dict[str, Path], tiny_bert: Path, tmp_path: Path
 ) -> None:
-    recipe = one_step(tiny_bert, data["regress"], TASKS["regress"], "training.batch_size=23")
+    """Of which one reads for all what lower blocks read once."""
+    recipe = one_step(tiny_bert, data["regress"], TASKS["regress"], "training.batch_size=23", *method)
     alone = train(recipe)
     file = recipe_file(recipe, tmp_path)
     launched = subprocess.run(
@@ -78,9 +82,11 @@ def test_a_step_does_not_depend_on_the_number_of_processes(
          "--mixed_precision=no", "--dynamo_backend=no", "--num_cpu_threads_per_process=1",
          "-m", "tl_nlp", "train", str(file)],
         capture_output=True, text=True, check=False,
-        env={**os.environ, "TL_NLP_RUNS": str(tmp_path / "two"), "ACCELERATE_USE_CPU": "true"},
+        env={**os.environ, "TL_NLP_RUNS": str(tmp_path / "two"), "TL_NLP_CACHE": str(tmp_path / "cache"),
+             "ACCELERATE_USE_CPU": "true"},
     )  # fmt: skip
     assert launched.returncode == 0, launched.stderr
+    assert len([*tmp_path.rglob("tokens/*.safetensors")]) == (0 if method == ["method=full"] else 2)  # splits
     (folder,) = [line for line in launched.stdout.splitlines() if line.startswith(str(tmp_path))]
     together = Run.open(folder)
     assert json.loads((together.folder / "environment.json").read_text())["n_processes"] == 2

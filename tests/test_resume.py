@@ -18,6 +18,7 @@ from tl_nlp.errors import RecipeError, RunError
 
 METHODS = {
     "full": ["training.ema=0.9", "training.device_batch_size=4"],
+    "top_layers": ["method.n_blocks=1", "training.device_batch_size=4"],
     "head": ["training.epochs=200", "training.patience=45", "training.eval_every=4", "training.save_every=4"],
     "gradual": ["method.head_epochs=0.3", "method.every=0.7", "training.layer_decay=0.9"],
     "lora": ["method.dropout=0.1", "training.device_batch_size=8"],

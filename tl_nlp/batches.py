@@ -30,7 +30,12 @@ class Columns:
         return len(self.lengths)
 
     def select(self, indices: Sequence[int]) -> Columns:
-        return Columns(self[list(indices)], [self.lengths[index] for index in indices])
+        columns = {
+            # what stays on disk until it is asked for knows how to be picked from
+            name: values.select(list(indices)) if hasattr(values, "select") else [values[index] for index in indices]
+            for name, values in self.columns.items()
+        }
+        return Columns(columns, [self.lengths[index] for index in indices])
 
     def __getitem__(self, indices: list[int]) -> dict[str, list[Any]]:
         return {name: [values[index] for index in indices] for name, values in self.columns.items()}
@@ -130,7 +135,9 @@ def collate(
             batch[name] = _pad([window for windows in columns[name] for window in windows], fill, torch.long, n_tokens)
     if "features" in columns:
         windows = [torch.as_tensor(window) for windows in columns["features"] for window in windows]
-        batch["states"] = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)
+        states = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)
+        wider = max(0, (n_tokens or 0) - states.shape[1])
+        batch["states"] = torch.nn.functional.pad(states, (0, 0, 0, wider))
         lengths = [len(window) for window in windows]
     else:
         lengths = [len(window) for windows in columns["input_ids"] for window in windows]

@@ -11,7 +11,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from itertools import chain
 from pathlib import Path
@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-MAX_BYTES = 2 * 10**9  # on disk; the oldest files go first
+MAX_BYTES = 2 * 10**9  # on disk; what was not used for the longest time goes first
 _PIECE = 1000  # items of a list
-_KEPT = ("features/*/*/*.safetensors", "made/*/*.json")
+_KEPT = ("features/*/*/*.safetensors", "made/*/*.json", "made/*/*.arrow")
 
 Made = TypeVar("Made")
 
@@ -49,6 +49,12 @@ def keep(file: Path, write: Callable[[Path], Any], what: str) -> None:
         print(f"{what} are not kept for the next run: {error}", file=sys.stderr)
 
 
+def touch(file: Path) -> None:
+    """Notes that a file of the cache was used."""
+    with suppress(OSError):
+        os.utime(file)
+
+
 def made_of(name: str, *inputs: Any) -> Path | None:
     """The file of what is made under a `name` of these inputs by the code as it is now; None where nothing is kept.
 
@@ -69,10 +75,32 @@ def remembered(file: Path | None, kind: TypeAdapter[Made], make: Callable[[], Ma
     if file is None:
         return make()
     with suppress(OSError, ValidationError):  # a cache: what is damaged is made again
-        return kind.validate_json(file.read_bytes())
+        found = kind.validate_json(file.read_bytes())
+        touch(file)
+        return found
     made = make()
     keep(file, lambda path: path.write_bytes(kind.dump_json(made)), file.parent.name)
     return made
+
+
+def remembered_table(file: Path | None, make: Callable[[], pa.Table]) -> pa.Table:
+    """What a file of the cache holds, which stays on disk until it is read, else what `make` gives, which is kept there
+    as a stream of Arrow."""
+    if file is None:
+        return make()
+    file = file.with_suffix(".arrow")
+    with suppress(OSError, pa.ArrowException):
+        found = pa.ipc.open_stream(pa.memory_map(str(file))).read_all()
+        touch(file)
+        return found
+    made = make()
+    keep(file, partial(_write_table, made), file.parent.name)
+    return made
+
+
+def _write_table(table: pa.Table, file: Path) -> None:
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
 
 
 def _feed(digest: Any, value: Any) -> None:

@@ -139,7 +139,6 @@ def uncompilable(recipe: Recipe) -> str | None:
         (recipe.task.head == "generate", f"task {recipe.task.kind} writes, and its steps differ from one to the next"),
         (method.kind == "gradual", "method gradual lets others learn every few steps, which would compile each time"),
         (method.moves == "head", f"nothing of what method {method.kind} moves reads texts"),
-        (method.kind == "top_layers", "of method top_layers the upper blocks read states that are kept"),
         (load_in in ("int8", "nf4"), f"products with {load_in} weights are not torch's own"),
         (training.gradient_checkpointing, "training.gradient_checkpointing=true computes in an order of its own"),
         (chosen is not None and chosen.looks_inside, "a teacher looks inside the model"),

@@ -16,10 +16,10 @@ _LEAST = 600.0  # seconds of steps that are left, below which the minute or two 
 _TRIED = 3  # steps
 
 
-def settle(steps: Steps, left: float, start: int, before: bool | None) -> bool | None:
+def settle(steps: Steps, left: float, start: int, before: bool | None, on_states: bool) -> bool | None:
     """Compiles what reads the texts, or not, and says whether: as it was `before` the run was stopped; else as
     `training.compute.compile` says, which by default is on a GPU where `left` seconds of a whole training are many and
-    steps turn out to be faster. None where it was not tried.
+    steps turn out to be faster, but not where they begin `on_states` that are kept. None where it was not tried.
 
     Raises HardwareError where it is asked for and does not work here.
     """
@@ -28,7 +28,7 @@ def settle(steps: Steps, left: float, start: int, before: bool | None) -> bool |
         raise HardwareError(
             f"training.compute.compile=always is for one process, and here are {n_processes}; never trains without"
         )
-    is_worth = steps.device.type == "cuda" and start == 0 and left >= _LEAST
+    is_worth = steps.device.type == "cuda" and start == 0 and left >= _LEAST and not on_states
     is_wanted = choice == "always" or (choice == "auto" and is_worth and uncompilable(steps.recipe) is None)
     if before is False or n_processes > 1 or start == steps.plan.steps or not (before or is_wanted):
         return before

@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from tl_nlp import features
 from tl_nlp.batches import Encoded, budgeted, epoch_order, passes, window_lengths
 from tl_nlp.errors import NotFiniteError
+from tl_nlp.families import blocks
 from tl_nlp.feature_cache import FeatureCache
 from tl_nlp.hardware import pass_tokens
 from tl_nlp.memory import optimizer_bytes
@@ -87,7 +88,8 @@ class Costs:
     head: list[str]  # modules
     alone: float  # first epochs in which the head learns from states that are kept for it
     steps: dict[tuple[int, bool], float]  # a step of a stage: (weights that learn, on those states)
-    features: dict[str, float]  # states read, for each split
+    features: dict[str, float]  # states read for a head alone, for each split
+    below: dict[str, float]  # and by blocks that never learn
     evaluation: float
     evaluation_on_states: float
     answers: float  # once more for validation, and for the tests
@@ -107,7 +109,9 @@ class Costs:
 
     def of(self, plan: Plan, start: int = 0, share: float = 1.0) -> Estimate:
         """What is left of a plan after `start` steps, with a `share` of the training rows that were measured."""
-        training = sum(seconds * (share if split == "train" else 1) for split, seconds in self.features.items())
+        training = 0.0
+        for split in self.below:
+            training += (self.features[split] + self.below[split]) * (share if split == "train" else 1)
         evaluated = {*range(plan.eval_every, plan.steps + 1, plan.eval_every), plan.steps}
         saved = evaluated | set(range(plan.save_every, plan.steps + 1, plan.save_every))  # each may be the best
         evaluation = self.answers
@@ -166,18 +170,22 @@ def measure(
         reading = {
             cache: _reading(glancing, zeros["validation"], n_evaluations * n_watched) for cache, zeros in blank.items()
         }
-        features_of: dict[str, float] = dict.fromkeys(watched, 0.0)
-        for cache, rows_of in blank.items():
-            below = rate if cache is alone else max(0.0, rate - reading[cache])
-            for split, zeros in rows_of.items():
-                unread = [zeros.lengths[place] for place in features.unread(watched[split], cache)]
-                features_of[split] += below * padded(unread, model)
+
+        def first(cache: FeatureCache | None, rate: float) -> dict[str, float]:
+            """Seconds in which a cache gets what it does not have, for each split."""
+            if cache is None:
+                return dict.fromkeys(watched, 0.0)
+            unread = {split: features.unread(rows, cache) for split, rows in watched.items()}
+            lengths = {split: [blank[cache][split].lengths[place] for place in unread[split]] for split in unread}
+            return {split: rate * padded(lengths[split], model) for split in lengths}
+
         costs = Costs(
             weights=steps.names,
             head=steps.head_modules,
             alone=steps.epochs_alone if alone is not None else 0,
             steps={},
-            features=features_of,
+            features=first(alone, rate),
+            below=first(later, rate * (1 - (steps.n_above or 0) / max(1, len(blocks(steps.names))))),
             evaluation=(rate if later is None else reading[later]) * n_watched * share,
             evaluation_on_states=(0.0 if alone is None else reading[alone]) * n_watched * share,
             answers=last * n_scored,
@@ -206,6 +214,7 @@ def untouched(steps: Steps) -> Iterator[None]:
             steps.optimizer.state.clear()
             steps.device_batch_size, steps.examples = size, examples
             steps.model.train(was_training)
+            steps.forget()
 
 
 def _stepping(steps: Steps, stages: list[Stage], states: dict[bool, Encoded]) -> dict[tuple[int, bool], float]:

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tl_nlp.batches import Encoded
-from tl_nlp.cache import cache_folder, keep
-from tl_nlp.families import depths
+from tl_nlp.cache import cache_folder, keep, touch
+from tl_nlp.families import blocks, within_block
 
 Kind = Literal["mean", "first", "tokens"]
 """What is kept of a window: the mean of its tokens' states, the first one, as BERT's own head reads, or each."""
@@ -38,11 +38,18 @@ class FeatureCache:
         self.folder = root / _fingerprint(backbone, half, n_above) / kind if root else None
         self._known: dict[bytes, np.ndarray] = {}
         self._kept: dict[bytes, tuple[Any, int, int]] = {}  # a file's states, and where those of the row are
+        self._files: set[Path] = set()
+        self.look()
+
+    def look(self) -> None:
+        """Finds what there is on disk, and was not before: another process may have read the rows."""
         if self.folder is not None and self.folder.is_dir():
-            for file in sorted(self.folder.glob("*.safetensors")):
+            for file in sorted({*self.folder.glob("*.safetensors")} - self._files):
                 self._look_into(file)
 
     def _look_into(self, file: Path) -> None:
+        self._files.add(file)
+        touch(file)
         try:
             part = safe_open(file, "np")
             keys, ends = part.get_tensor("keys"), np.cumsum(part.get_tensor("sizes"))
@@ -77,10 +84,8 @@ class FeatureCache:
         }
         file = self.folder / f"{uuid.uuid4().hex}.safetensors"
         keep(file, partial(_write, tensors), "features")
-        if file.is_file():
-            self._look_into(file)  # and they leave the memory
-        else:
-            self._known |= rows
+        self.look()  # and they leave the memory
+        self._known |= {key: states for key, states in rows.items() if key not in self._kept}
 
 
 def _write(tensors: dict[str, np.ndarray], file: Path) -> None:
@@ -113,10 +118,11 @@ def _fingerprint(backbone: Any, half: bool, n_above: int) -> str:
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     products = [name for name, part in backbone.named_modules() if type(part) is torch.nn.Linear]
     weights = backbone.state_dict()
-    depth_of = depths(list(weights), ["pooler"])  # which reads them, and is a part of the head
-    highest = depths(["pooler.weight", *weights], ["pooler"])["pooler.weight"] - 1 - n_above
+    there = blocks(list(weights))
+    above = {*there[len(there) - n_above :]}
     for name, weight in sorted(weights.items()):
-        if depth_of[name] > highest:
+        within = within_block(name)
+        if name.startswith("pooler.") or (within is not None and within[0] in above):  # they read the states
             continue
         if half and name.rpartition(".")[0] in products and weight.dtype == torch.float32:
             weight = weight.bfloat16()

@@ -19,7 +19,7 @@ from tl_nlp.heads import Head
 from tl_nlp.pretrained import positions
 from tl_nlp.states import entered, states_below
 
-MAX_BYTES = 2 * 10**9  # of features of one training; beyond, the blocks run every epoch
+MAX_BYTES = 10**9  # of features of one training, half of the cache; beyond, the blocks run every epoch
 _PIECE = 2**28  # bytes of states in memory until they are written
 
 
@@ -28,8 +28,8 @@ def reads_states(model: Any) -> bool:
     return not (hasattr(model, "peft_config") or model.config.is_encoder_decoder) and bool(head_modules(model))
 
 
-def is_outside(model: Any) -> bool:
-    """Whether the head is all outside of what gives the states; ALBERT's pooler acts inside."""
+def head_is_outside(model: Any) -> bool:
+    """Whether all of the head is above what gives the states; ALBERT's pooler acts inside it."""
     return not isinstance(getattr(model.base_model, "pooler", None), nn.Linear)
 
 
@@ -56,7 +56,7 @@ def compute(
     _read(model, encoded, keys, pad_id, precision, description, cache)
     states = _States(cache, keys, lengths)
     columns = {name: encoded[name][:] for name in encoded.column_names if name in _KEPT}
-    # a step of a head alone takes no longer than looking a row's state up
+    # one state is looked up at once: a step of a head takes no longer than looking up those of its rows
     columns["features"] = states if cache.kind == "tokens" else [states[row] for row in range(len(keys))]
     return Columns({**columns, "lengths": lengths, "n_above": [cache.n_above] * len(keys)}, lengths)
 
@@ -66,6 +66,9 @@ class _States:
 
     def __init__(self, cache: FeatureCache, keys: list[bytes], lengths: list[list[int]]):
         self.cache, self.keys, self.lengths = cache, keys, lengths
+
+    def select(self, rows: list[int]) -> _States:
+        return _States(self.cache, [self.keys[row] for row in rows], [self.lengths[row] for row in rows])
 
     def __getitem__(self, row: int) -> list[np.ndarray]:
         states, lengths = self.cache[self.keys[row]], self.lengths[row]
@@ -131,6 +134,7 @@ def _read(
     cache: FeatureCache,
 ) -> None:
     """Adds to the cache what it does not have of these rows, of which those of one content are read once."""
+    cache.look()
     new = _new(cache, keys)
     if not new:
         return
@@ -143,8 +147,9 @@ def _read(
             if cache.kind == "mean":
                 window = window[:n_tokens].mean(axis=0, keepdims=True)
             here.setdefault(place, []).append(window[: n_tokens if cache.kind == "tokens" else 1])
-        found |= {names[place]: np.concatenate(windows) for place, windows in here.items()}
-        n_bytes += states.nbytes
+        for place, windows in here.items():
+            found[names[place]] = np.concatenate(windows)
+            n_bytes += found[names[place]].nbytes
         if n_bytes > _PIECE:
             cache.add(found)
             found, n_bytes = {}, 0

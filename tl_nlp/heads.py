@@ -23,11 +23,11 @@ from tl_nlp.states import entered
 from tl_nlp.types import IGNORED
 
 Batch = dict[str, Tensor]
-"""`input_ids` and `attention_mask` of shape (windows, tokens), or in their place `states` of shape (windows, tokens,
-hidden), which the top `n_above` blocks read, of 0 the head; of shape (windows,): `rows`, the
-index of each window's example, and `lengths`, the tokens it stands for; `n_rows`; where the task counts them `surface`
-of shape (examples, features) and `group` of shape (examples,); with targets `labels` of shape (examples, ...),
-or for text (windows, tokens); with a teacher its `soft_targets` of shape (examples, answers)."""
+"""`attention_mask` and `input_ids` of shape (windows, tokens), or in their place `states` of shape (windows, tokens,
+hidden), which the top `n_above` blocks read, or the head where that is 0; of shape (windows,): `rows`, the index of
+each window's example, and `lengths`, the tokens it stands for; `n_rows`; where the task counts them `surface` of shape
+(examples, features) and `group` of shape (examples,); with targets `labels` of shape (examples, ...), or for text
+(windows, tokens); with a teacher its `soft_targets` of shape (examples, answers)."""
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 

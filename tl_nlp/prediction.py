@@ -185,10 +185,12 @@ class Predictor:
             )
 
     def _n_tokens(self, columns: dict[str, list[Any]]) -> int | None:
-        """How many tokens the windows of a pass are padded to; None for features, which are padded to the longest."""
-        if "input_ids" not in columns:
+        """How many tokens the windows of a pass are padded to; None for what a head alone reads, which is padded to the
+        longest."""
+        name = "features" if "features" in columns else "input_ids"
+        if name == "features" and not columns["n_above"][0]:
             return None
-        longest = max(len(window) for windows in columns["input_ids"] for window in windows)
+        longest = max(len(window) for windows in columns[name] for window in windows)
         return max(longest, min(tiled(longest), self.task.max_length))
 
     def refuse_export(self, what: str) -> None:

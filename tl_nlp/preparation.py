@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
 from tl_nlp import baselines, features
 from tl_nlp.artifact import locate
 from tl_nlp.baselines import Given, given
 from tl_nlp.batches import Encoded, window_lengths
+from tl_nlp.cache import made_of, remembered_table
 from tl_nlp.checking import check, sampled
 from tl_nlp.evaluation import references
 from tl_nlp.features import Frozen
@@ -119,13 +122,30 @@ def _sentence_states(prepared: Prepared, splits: dict[str, Dataset]) -> dict[str
 
 
 def _encode(rows: Dataset, task: Any, tokenizer: Any, split: str) -> Dataset:
-    """Token ids and labels. Kept in memory and never taken from a cache, which would not see an edited `encode`."""
-    return rows.map(
-        lambda batch: task.encode(batch, tokenizer),
-        batched=True,
-        remove_columns=rows.column_names,
-        load_from_cache_file=False,
-        keep_in_memory=True,
-        new_fingerprint=split,
-        desc=f"tokenizing {split}",
-    )
+    """Token ids and labels, kept for the next run on these rows."""
+
+    def encoded() -> pa.Table:
+        return rows.map(
+            lambda batch: task.encode(batch, tokenizer),
+            batched=True,
+            remove_columns=rows.column_names,
+            load_from_cache_file=False,  # ours sees an edited `encode` too
+            keep_in_memory=True,
+            new_fingerprint=split,
+            desc=f"tokenizing {split}",
+        ).data.table
+
+    told = _told(tokenizer)
+    file = made_of("tokens", rows.with_format("arrow")[:], task, told) if told else None
+    return datasets.Dataset(datasets.table.InMemoryTable(remembered_table(file, encoded)), fingerprint=split)
+
+
+def _told(tokenizer: Any) -> str | None:
+    """All that tokens depend on beside the text; None for a tokenizer in Python, which tells less."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    told = json.loads(backend.to_str())
+    of_calls = ("truncation", "padding")  # as the last call had them
+    own = {name: value for name, value in told.items() if name not in of_calls}
+    return repr((type(tokenizer).__name__, own, tokenizer.special_tokens_map, tokenizer.model_max_length))

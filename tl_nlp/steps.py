@@ -77,8 +77,8 @@ class Steps:
         self.device_batch_size = size if isinstance(size, int) else 1
         self.names = [name for name, weight in model.named_parameters() if weight.is_floating_point()]
         self.head_modules = head_modules(model)
-        n_above = self.weights.n_above
-        self.n_above = n_above if n_above and states.can_be_entered(model, n_above) else None
+        n_above, learning = self.weights.n_above, self.weights.of_model.values()
+        self.n_above = n_above if n_above and states.can_be_entered(model, n_above, learning) else None
         self._order: tuple[int, list[list[int]]] = (-1, [])
         self._learning: set[str] | None = None
         self._n_learning = 0
@@ -140,6 +140,10 @@ class Steps:
             elif self.n_above:
                 for part in states.parts_below(backbone(self.model), self.n_above):
                     part.eval()
+
+    def forget(self) -> None:
+        """The next step says anew what learns and what drops out."""
+        self._learning = None
 
     @property
     def is_alone(self) -> bool:

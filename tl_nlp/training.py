@@ -87,7 +87,7 @@ def _train(run: Run, prepared: Prepared, accelerator: Accelerator, weights_only:
     watched = Watched.of(prepared, steps, predictor)
     compared = known.n_rows if known is not None else 0
     probe = partial(costs_of, prepared, steps, predictor, watched, compared, loading)
-    estimate = _estimated(run, steps, probe)
+    estimate = _estimated(run, steps, probe, on_states=watched.later is not None)
     started = time.perf_counter()
     release()
     progress = _fit(steps, predictor, prepared, watched, run, weights_only)
@@ -217,7 +217,7 @@ def _note_size(run: Run, steps: Steps) -> None:
     )
 
 
-def _estimated(run: Run, steps: Steps, probe: Callable[[int], Costs]) -> Estimate | None:
+def _estimated(run: Run, steps: Steps, probe: Callable[[int], Costs], on_states: bool) -> Estimate | None:
     """How long the rest of the run will take, by a `probe` from a step on, which is told once it is settled whether
     steps are compiled; None where the loop will tell why it cannot begin."""
     start = max(run.checkpoint_steps(), default=0)
@@ -226,7 +226,7 @@ def _estimated(run: Run, steps: Steps, probe: Callable[[int], Costs]) -> Estimat
     except HardwareError:
         return None
     before = run.environment().get("compiled")
-    compiled = settle(steps, costs.of(steps.plan, start).training, start, before)
+    compiled = settle(steps, costs.of(steps.plan, start).training, start, before, on_states)
     if compiled != before and steps.accelerator.is_main_process:
         run.write_environment({**run.environment(), "compiled": compiled})
     if compiled:
@@ -245,7 +245,8 @@ def _fit(
     task, accelerator, of_tokens = watched.task, steps.accelerator, steps.examples
     glancing = Predictor(predictor.model, prepared.tokenizer, task, predictor.precision)
     started = time.perf_counter()
-    read = watched.read(predictor)
+    with accelerator.main_process_first():  # the others find what it has kept
+        read = watched.read(predictor)
     seconds = time.perf_counter() - started
 
     def examples(epoch: int) -> Encoded:

@@ -37,12 +37,13 @@ class Watched:
         alone = later = None
         model, precision = predictor.model, predictor.precision
         if features.reads_states(model) and not prepared.recipe.training.augmentation.changes_rows:
-            if steps.epochs_alone and features.is_outside(model):
+            if steps.epochs_alone and features.head_is_outside(model):
                 kind = features.kind_of(model, predictor.head)
                 if features.fits(model, list(shown.values()), kind):
                     alone = features.cache_of(model, precision, kind)
-            # a teacher looks at the states of all blocks
-            if steps.n_above and steps.teacher is None and features.fits(model, list(shown.values()), "tokens"):
+            # a teacher looks at the states of all blocks, and compiled ones are left as they are
+            reads_all = steps.teacher is not None or steps.training.compute.compile == "always"
+            if steps.n_above and not reads_all and features.fits(model, list(shown.values()), "tokens"):
                 later = features.cache_of(model, precision, "tokens", steps.n_above)
         is_to_end = steps.epochs_alone >= prepared.recipe.training.epochs
         frozen = alone is not None and alone.kind != "tokens" and is_to_end
@@ -59,7 +60,7 @@ class Watched:
                 split: rows if source is None else _states(predictor, rows, split, source)
                 for split, rows in self.encoded.items()
             }
-            for source in {None, self.alone, self.later}
+            for source in dict.fromkeys((None, self.alone, self.later))
         }
 
     def infer(self, predictor: Predictor, encoded: Encoded, split: str) -> list[np.ndarray]:
