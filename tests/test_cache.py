@@ -68,6 +68,8 @@ def test_another_seed_on_the_same_rows_looks_at_nothing_again(
     recipe = tiny_recipe(checkpoint, write_jsonl(tmp_path / "rows.jsonl", rows_of(task)), task)
     first = train(recipe)
     assert {"tokens", "findings", *first.results()["baselines"]} == set(made)
+    kept = [file for file in cache.rglob("*") if file.is_file()]
+    assert kept and not any(file.stat().st_mode & 0o077 for file in kept)  # for nobody else to read
     made.clear()
     again = train(recipe.override("training.seed=1", "training.lr=2e-3"))
     assert made == []

@@ -40,6 +40,7 @@ def keep(file: Path, write: Callable[[Path], Any], what: str) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
+        partial.chmod(0o600)  # it may tell what the texts were
         partial.replace(file)
         with suppress(FileNotFoundError):  # another process makes room too
             _forget_oldest()
