@@ -183,6 +183,17 @@ def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(tmp_path_factory.mktemp("data") / "reviews.jsonl", review_rows(120))
 
 
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One for each time that rows were given states in the place of their tokens."""
+    from tl_nlp import features
+
+    times: list[int] = []
+    compute = features.compute
+    monkeypatch.setattr(features, "compute", lambda *values: times.append(1) or compute(*values))
+    return times
+
+
 @pytest.fixture(autouse=True)
 def own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs of a test go under its own folder."""

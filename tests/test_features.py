@@ -115,13 +115,10 @@ def test_only_what_the_head_reads_is_kept(tiny_bert: Path, reviews: Path) -> Non
     ],
 )
 def test_only_what_never_learns_is_kept(
-    overrides: list[str], n_computed: int, tiny_bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+    overrides: list[str], n_computed: int, tiny_bert: Path, reviews: Path, computed: list[int]
 ) -> None:
     """Training and validation rows for each place where states are taken; a head alone answers its validation and test
     rows from them at last."""
-    computed = []
-    compute = features.compute
-    monkeypatch.setattr(features, "compute", lambda *values: computed.append(1) or compute(*values))
     train(tiny_recipe(tiny_bert, reviews).override(*overrides))
     assert len(computed) == n_computed
 
@@ -200,15 +197,12 @@ def test_a_glance_reads_no_more_tokens_than_it_may(tiny_bert: Path, tmp_path: Pa
 
 
 def test_features_serve_while_the_head_learns_alone(
-    tiny_bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bert: Path, reviews: Path, computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two epochs of the head on features, then all weights on tokens: the same as on tokens throughout."""
     recipe = tiny_recipe(tiny_bert, reviews).override(
         "method.head_epochs=2", "training.epochs=4", "task.pooling=mean", "task.max_length=16"
     )
-    computed = []
-    compute = features.compute
-    monkeypatch.setattr(features, "compute", lambda *values: computed.append(1) or compute(*values))
     cached = train(recipe)
     assert len(computed) == 2  # training and validation rows
     monkeypatch.setattr(features, "MAX_BYTES", 0)

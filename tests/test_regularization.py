@@ -330,14 +330,7 @@ def test_words_that_cannot_change_are_refused(tiny_bert: Path, tmp_path: Path) -
         train(recipe.override("training.augmentation.word_replacement=0.1"))
 
 
-def test_texts_that_change_are_not_cached_as_features(
-    tiny_bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tl_nlp import features
-
-    computed: list[int] = []
-    compute = features.compute
-    monkeypatch.setattr(features, "compute", lambda *values: computed.append(1) or compute(*values))
+def test_texts_that_change_are_not_cached_as_features(tiny_bert: Path, reviews: Path, computed: list[int]) -> None:
     recipe = tiny_recipe(tiny_bert, reviews, method="head")
     train(recipe)
     assert computed

@@ -23,11 +23,6 @@ MAX_BYTES = 10**9  # of features of one training, half of the cache; beyond, the
 _PIECE = 2**28  # bytes of states in memory until they are written
 
 
-def reads_states(model: Any) -> bool:
-    """Whether it is an encoder with a head that reads its states, and nothing of PEFT in between."""
-    return not (hasattr(model, "peft_config") or model.config.is_encoder_decoder) and bool(head_modules(model))
-
-
 def head_is_outside(model: Any) -> bool:
     """Whether all of the head is above what gives the states; ALBERT's pooler acts inside it."""
     return not isinstance(getattr(model.base_model, "pooler", None), nn.Linear)

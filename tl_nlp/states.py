@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tl_nlp.families import blocks
+from tl_nlp.families import blocks, head_modules
+
+
+def reads_states(model: Any) -> bool:
+    """Whether it is an encoder with a head that reads its states, and nothing of PEFT in between."""
+    return not (hasattr(model, "peft_config") or model.config.is_encoder_decoder) and bool(head_modules(model))
 
 
 def parts_below(backbone: nn.Module, n_above: int) -> list[nn.Module]:
@@ -76,7 +81,7 @@ def can_be_entered(model: Any, n_above: int, learning: Iterable[nn.Parameter]) -
     """Whether the model answers the same from states below its top blocks as from tokens, tried on two short rows, and
     nothing that is `learning` acts on these states. Not where a block looks further down than at the one below, as
     DeBERTa's convolution does, nor where all blocks share what learns."""
-    if model.config.is_encoder_decoder or hasattr(model, "peft_config"):
+    if not reads_states(model):
         return False
     backbone, device = model.base_model, next(model.parameters()).device
     ids = torch.arange(1, 17, device=device).view(2, 8)

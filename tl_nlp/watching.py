@@ -14,6 +14,7 @@ from tl_nlp.feature_cache import FeatureCache
 from tl_nlp.prediction import Predictor
 from tl_nlp.preparation import Prepared
 from tl_nlp.recipe import Task
+from tl_nlp.states import reads_states
 from tl_nlp.steps import Steps
 
 
@@ -36,7 +37,7 @@ class Watched:
         shown = {"train": prepared.encoded["train"], "validation": prepared.encoded["validation"].select(places)}
         alone = later = None
         model, precision = predictor.model, predictor.precision
-        if features.reads_states(model) and not prepared.recipe.training.augmentation.changes_rows:
+        if reads_states(model) and not prepared.recipe.training.augmentation.changes_rows:
             if steps.epochs_alone and features.head_is_outside(model):
                 kind = features.kind_of(model, predictor.head)
                 if features.fits(model, list(shown.values()), kind):
