@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import tiny_recipe, write_jsonl
+from conftest import artifact, review_rows, tiny_recipe, write_jsonl
 from datasets import Dataset
 from safetensors.torch import load_file
 
@@ -44,29 +44,44 @@ def test_a_head_trained_on_cached_features_is_the_same_head(
         torch.testing.assert_close(before[name], tensor, rtol=1e-3, atol=1e-5)
 
 
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Below how many top blocks the states of rows are taken, and how many rows: each time that a pass has a bar."""
+    found: list[tuple[int, int]] = []
+    states = features.last_states
+
+    def counted(
+        model: object, encoded: Dataset, pad_id: int, precision: str, description: str, n_above: int = 0
+    ) -> Iterator[object]:
+        if description:  # else it is a probe
+            found.append((n_above, len(encoded)))
+        yield from states(model, encoded, pad_id, precision, description, n_above)
+
+    monkeypatch.setattr(features, "last_states", counted)
+    return found
+
+
 @pytest.mark.parametrize("pooling", ["checkpoint", "mean"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_of_a_second_head_no_text_is_read(
-    pooling: str, precision: str, tiny_bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pooling: str,
+    precision: str,
+    tiny_bert: Path,
+    reviews: Path,
+    tmp_path: Path,
+    reads: list[tuple[int, int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its test rows among them, which its artifact answers as `predict` does that reads them."""
     monkeypatch.setenv("TL_NLP_CACHE", str(tmp_path / "cache"))
-    read: list[int] = []
-    states = features.last_states
-
-    def counted(model: object, encoded: Dataset, *more: object) -> Iterator[object]:
-        read.append(len(encoded))
-        yield from states(model, encoded, *more)
-
-    monkeypatch.setattr(features, "last_states", counted)
     recipe = tiny_recipe(tiny_bert, reviews, method="head").override(
         f"task.pooling={pooling}", "task.max_length=16", f"training.precision={precision}"
     )
     train(recipe)
-    assert sum(read) > 0
-    read.clear()
+    assert reads
+    reads.clear()
     run = train(recipe.override("training.seed=7", "training.lr=1e-2"))
-    assert sum(read) == 0
+    assert not reads
     kept = pyarrow.parquet.read_table(run.predictions_file("test"))
     anew = Predictor.load(run).predict(run.recipe().data.load()["test"])
     assert kept["prediction"].to_pylist() == [one.label for one in anew]
@@ -150,28 +165,60 @@ def test_blocks_trained_on_kept_states_are_the_same_blocks(
         torch.testing.assert_close(before[name], tensor, rtol=1e-3, atol=2e-4)
 
 
-def test_of_a_second_training_no_text_is_read_by_the_lower_blocks(
-    tiny_bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("family", "overrides", "places"),
+    [
+        ("t5", ["method=top_layers", "method.n_blocks=2", "task.beams=2"], {0}),
+        ("t5", ["method=top_layers", "method.n_blocks=3"], set()),  # the lowest block has the others' distances
+        ("bart", ["method=top_layers", "method.n_blocks=2", "task.candidates=3"], {0}),
+        ("bart", ["method=top_layers", "method.n_blocks=3"], {1}),
+        ("bert", ["checkpoint.warm_start=true", "method.head_epochs=1", "training.epochs=2"], {0}),
+    ],
+)
+def test_a_decoder_learns_from_kept_states_as_from_tokens(
+    family: str,
+    overrides: list[str],
+    places: set[int],
+    reviews: Path,
+    tmp_path: Path,
+    reads: list[tuple[int, int]],
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TL_NLP_CACHE", str(tmp_path / "cache"))
-    read: list[tuple[int, int]] = []
-    states = features.last_states
+    rows = [{**row, "target": " ".join(row["text"].split()[:3])} for row in review_rows(90)]
+    recipe = tiny_recipe(
+        request.getfixturevalue(f"tiny_{family}"), write_jsonl(tmp_path / "rows.jsonl", rows), "summarization"
+    ).override("task.max_new_tokens=8", "training.dropout=0.1", "data.similarity=1", *overrides)
+    kept = train(recipe)
+    assert {n_above for n_above, _ in reads} == places
+    reads.clear()
+    monkeypatch.setattr(features, "MAX_BYTES", 0)
+    anew = train(recipe)
+    assert not reads
+    assert [line["values"] for line in kept.history()] == [
+        pytest.approx(line["values"], rel=1e-3, abs=1e-3) for line in anew.history()
+    ]
+    before = artifact(kept)
+    for name, tensor in artifact(anew).items():
+        # of each: where a gradient is almost nothing, Adam makes a step of what is rounded
+        assert (before[name] - tensor).norm() < 1e-2 * tensor.norm() + 2e-3, name
 
-    def counted(model: object, encoded: Dataset, *more: object) -> Iterator[object]:
-        read.append((more[3] if len(more) > 3 else 0, len(encoded)))
-        yield from states(model, encoded, *more)
 
-    monkeypatch.setattr(features, "last_states", counted)
+def test_of_a_second_training_no_text_is_read_by_the_lower_blocks(
+    tiny_bert: Path, reviews: Path, tmp_path: Path, reads: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TL_NLP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(features, "_PIECE", 5000)  # several files
     recipe = tiny_recipe(tiny_bert, reviews).override("method=top_layers", "method.n_blocks=1")
     train(recipe)
-    assert {n_above for n_above, _ in read} == {0, 1}  # 0: the baseline
+    assert {n_above for n_above, _ in reads} == {0, 1}  # 0: the baseline
     assert len(list((tmp_path / "cache" / "features").rglob("tokens/*.safetensors"))) > 2
-    read.clear()
+    reads.clear()
     train(recipe.override("training.seed=7", "training.lr=1e-2"))
-    assert not read
+    assert not reads
     train(recipe.override("task.max_length=8"))
-    assert 1 in {n_above for n_above, _ in read}
+    assert 1 in {n_above for n_above, _ in reads}
 
 
 def test_a_glance_reads_no_more_tokens_than_it_may(tiny_bert: Path, tmp_path: Path) -> None:
@@ -218,27 +265,19 @@ class TestCache:
 
     @pytest.fixture
     def read(
-        self, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tiny_bert: Path, tmp_path: Path, reads: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
     ) -> Callable[..., tuple[np.ndarray, int]]:
         """Embeddings of texts, and how many rows were computed for them."""
         monkeypatch.setenv("TL_NLP_CACHE", str(tmp_path / "cache"))
-        rows_computed = []
-        states = features.last_states
-
-        def counted(model: object, encoded: Dataset, *more: object) -> Iterator[object]:
-            rows_computed.append(len(encoded))
-            yield from states(model, encoded, *more)
-
-        monkeypatch.setattr(features, "last_states", counted)
 
         def embedded(texts: list[str], *overrides: str, precision: str = "float32") -> tuple[np.ndarray, int]:
             recipe = tiny_recipe(tiny_bert, tmp_path, {"kind": "classification", "labels": ["x", "y"]}).override(
                 "task.max_length=16", *overrides
             )
-            rows_computed.clear()
+            reads.clear()
             encoded = Dataset.from_dict(recipe.task.encode({"text": texts}, load_tokenizer(tiny_bert)))
             found = features.embeddings(load_model(recipe, tiny_bert), encoded, 0, precision, "features")
-            return found, sum(rows_computed)
+            return found, sum(n_rows for _, n_rows in reads)
 
         return embedded
 

@@ -633,6 +633,20 @@ def test_licences_of_cards_are_read(
     assert "no commercial use" in card.content
 
 
+def test_what_taught_a_student_has_a_licence_too(
+    hub: LoopbackHub, world: dict[str, str], lora: Run, tmp_path: Path
+) -> None:
+    said = Licence(base="mit", data="cc-by-nc-4.0", source="its author")
+    teacher = changed(lora, tmp_path / "teacher", licence=said)
+    student = changed(lora, tmp_path / "run", f"training.distillation.teacher={teacher.folder}")
+    assert push(student, "alice/taught", **world).returncode == 0
+    assert card_of(hub, "alice/taught").data.license == "cc-by-nc-4.0"
+    shutil.rmtree(teacher.folder)
+    refused = push(student, "alice/orphan", **world)
+    assert refused.returncode == 1
+    assert "the teacher teacher is under a licence that nobody states" in refused.stderr
+
+
 # ---- data and pages
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,6 @@ from accelerate.utils import broadcast_object_list
 from tl_nlp import features
 from tl_nlp.batches import Encoded, budgeted, epoch_order, passes, window_lengths
 from tl_nlp.errors import NotFiniteError
-from tl_nlp.families import blocks
 from tl_nlp.feature_cache import FeatureCache
 from tl_nlp.hardware import pass_tokens
 from tl_nlp.memory import optimizer_bytes
@@ -160,34 +160,27 @@ def measure(
     n_watched = padded(window_lengths(rows), model)
     n_evaluations = 1 + steps.plan.steps // steps.plan.eval_every
     with untouched(steps):
-        rate = _reading(glancing, rows, n_evaluations * n_watched)
-        last = rate if glancing.task == predictor.task else _reading(predictor, rows, n_scored)
+        rate = _answering(glancing, rows, n_evaluations * n_watched)
+        last = rate if glancing.task == predictor.task else _answering(predictor, rows, n_scored)
         blank = {
             cache: {split: features.Blank(model, each, cache) for split, each in watched.items()}
             for cache in (alone, later)
             if cache is not None
         }
-        reading = {
-            cache: _reading(glancing, zeros["validation"], n_evaluations * n_watched) for cache, zeros in blank.items()
+        writes = glancing.task.head == "generate"  # which takes the most, and of zeros it would write another text
+        from_states = {
+            cache: rate if writes else _answering(glancing, zeros["validation"], n_evaluations * n_watched)
+            for cache, zeros in blank.items()
         }
-
-        def first(cache: FeatureCache | None, rate: float) -> dict[str, float]:
-            """Seconds in which a cache gets what it does not have, for each split."""
-            if cache is None:
-                return dict.fromkeys(watched, 0.0)
-            unread = {split: features.unread(rows, cache) for split, rows in watched.items()}
-            lengths = {split: [blank[cache][split].lengths[place] for place in unread[split]] for split in unread}
-            return {split: rate * padded(lengths[split], model) for split in lengths}
-
         costs = Costs(
             weights=steps.names,
             head=steps.head_modules,
             alone=steps.epochs_alone if alone is not None else 0,
             steps={},
-            features=first(alone, rate),
-            below=first(later, rate * (1 - (steps.n_above or 0) / max(1, len(blocks(steps.names))))),
-            evaluation=(rate if later is None else reading[later]) * n_watched * share,
-            evaluation_on_states=(0.0 if alone is None else reading[alone]) * n_watched * share,
+            features=_filling(alone, predictor, watched),
+            below=_filling(later, predictor, watched),
+            evaluation=(rate if later is None else from_states[later]) * n_watched * share,
+            evaluation_on_states=(0.0 if alone is None else from_states[alone]) * n_watched * share,
             answers=last * n_scored,
             save=_BYTE * optimizer_bytes(steps.weights.by_name),
             rest=loading + _BYTE * written + _ROW * compared + _FIXED,
@@ -279,16 +272,39 @@ def _size(steps: Steps, rows: list[int]) -> int:
     return sum(_padded(lengths, part) for part in passes(rows, lengths, steps.device_batch_size))
 
 
-def _reading(predictor: Predictor, encoded: Encoded, n_tokens: float) -> float:
-    """Seconds for a token, padding included, of which `n_tokens` will be read: from passes that grow until one is whole
-    or they take long, after one that makes ready."""
+def _answering(predictor: Predictor, encoded: Encoded, n_tokens: float) -> float:
+    """Seconds for a token of rows that are answered; see `_a_token`."""
+    return _a_token(predictor.infer, encoded, predictor.passes(window_lengths(encoded)), n_tokens)
+
+
+def _filling(cache: FeatureCache | None, predictor: Predictor, splits: dict[str, Encoded]) -> dict[str, float]:
+    """Seconds in which a cache gets what it does not have of each split."""
+    if cache is None:
+        return dict.fromkeys(splits, 0.0)
+    model, pad_id, precision, n_above = predictor.model, predictor.pad_id, predictor.precision, cache.n_above
+
+    def read(rows: Encoded) -> None:
+        deque(features.last_states(model, rows, pad_id, precision, "", n_above), maxlen=0)
+
+    new = {split: rows.select(features.unread(rows, cache)) for split, rows in splits.items()}
+    n_tokens = {split: padded(window_lengths(rows), model) for split, rows in new.items()}
+    rows = max(new.values(), key=len)
+    if not len(rows):
+        return dict.fromkeys(splits, 0.0)
+    parts = list(budgeted(window_lengths(rows), pass_tokens(model)))
+    a_token = _a_token(read, rows, parts, sum(n_tokens.values()))
+    return {split: a_token * n for split, n in n_tokens.items()}
+
+
+def _a_token(use: Callable[[Encoded], object], encoded: Encoded, parts: list[list[int]], n_tokens: float) -> float:
+    """Seconds for a token, padding included, of which `n_tokens` will be used: from passes, one of the `parts`, that
+    grow until one is whole or they take long, after one that makes ready."""
     lengths = window_lengths(encoded)
-    parts = predictor.passes(lengths)
     rows = parts[len(parts) // 2]
 
     def timed(some: list[int]) -> float:
         started = time.perf_counter()
-        predictor.infer(encoded.select(some))
+        use(encoded.select(some))
         return time.perf_counter() - started
 
     spent, some = 0.0, rows[:1]

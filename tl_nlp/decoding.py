@@ -63,8 +63,8 @@ _OPTIONS = {
 
 
 def texts_of(model: Any, inputs: dict[str, Tensor], searched: dict[str, Any]) -> np.ndarray:
-    """Token ids that are written for windows, shape (windows, tokens). Where the model asks for more than is known here
-    transformers writes by itself."""
+    """Token ids that are written for windows, shape (windows, tokens), from tokens or from `states` that come out of
+    the encoder. Where the model asks for more than is known here transformers writes by itself."""
     options = options_of(searched)
     settings = settings_of(model, searched)
     if asked_beyond(model) is None:
@@ -72,9 +72,17 @@ def texts_of(model: Any, inputs: dict[str, Tensor], searched: dict[str, Any]) ->
 
     def write(part: slice) -> np.ndarray:
         here = {name: values[part] for name, values in inputs.items()}
-        return model.generate(**here, **options).cpu().numpy()
+        return model.generate(**in_their_words(here), **options).cpu().numpy()
 
-    return in_parts(write, len(inputs["input_ids"]), settings)
+    return in_parts(write, len(inputs["attention_mask"]), settings)
+
+
+def in_their_words(inputs: dict[str, Tensor]) -> dict[str, Any]:
+    """The inputs under the names that transformers has for them."""
+    if "states" not in inputs:
+        return inputs
+    rest = {name: values for name, values in inputs.items() if name != "states"}
+    return {"encoder_outputs": BaseModelOutput(inputs["states"]), **rest}
 
 
 def _writing(settings: Settings) -> Callable[..., Tensor]:

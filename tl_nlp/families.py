@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _BLOCK = r"(?:layer|layers|block|albert_layers)\.\d+"
-_IN_BLOCK = re.compile(rf"((?:.*?\.)?{_BLOCK})\.(.+)")
+_IN_BLOCK = re.compile(rf"((?:.*?\.)??{_BLOCK})\.(.+)")  # the outermost: T5's blocks have layers
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,13 @@ def without_peft(model: Any) -> Any:
 def backbone(model: Any) -> Any:
     """The part of a model, adapted by PEFT or not, that its head stands on."""
     return without_peft(model).base_model
+
+
+def encoder_of(model: Any) -> Any:
+    """The part of a model, adapted by PEFT or not, that reads texts: what the decoder of a writer looks at, else all
+    that the head stands on."""
+    plain = without_peft(model)
+    return plain.get_encoder() if plain.config.is_encoder_decoder else plain.base_model
 
 
 def head_modules(model: Any) -> list[str]:

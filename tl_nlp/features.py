@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tl_nlp.batches import Columns, Encoded, budgeted, collate, tiled, window_lengths
-from tl_nlp.families import head_modules
+from tl_nlp.families import encoder_of, head_modules
 from tl_nlp.feature_cache import FeatureCache, Kind, row_keys
 from tl_nlp.hardware import inferring, is_half, pass_tokens
 from tl_nlp.heads import Head
@@ -32,13 +32,13 @@ def fits(model: Any, rows: list[Encoded], kind: Kind) -> bool:
     """Whether the states that are kept of these rows are no more than `MAX_BYTES`."""
     lengths = [windows for encoded in rows for windows in window_lengths(encoded)]
     n_states = sum(sum(windows) if kind == "tokens" else len(windows) for windows in lengths)
-    return n_states * model.config.hidden_size * 4 <= MAX_BYTES
+    return n_states * encoder_of(model).config.hidden_size * 4 <= MAX_BYTES
 
 
 def cache_of(model: Any, precision: str, kind: Kind, n_above: int = 0) -> FeatureCache:
-    """The states that the top `n_above` blocks, or the head, were given by what is below them, as it is now, in this
-    precision."""
-    return FeatureCache(model.base_model, kind, is_half(precision, next(model.parameters()).device), n_above)
+    """The states that the top `n_above` blocks of the encoder, or what stands on it, were given by what is below them,
+    as it is now, in this precision."""
+    return FeatureCache(encoder_of(model), kind, is_half(precision, next(model.parameters()).device), n_above)
 
 
 def compute(
@@ -80,7 +80,7 @@ class Blank:
     """As what `compute` gives, with zeros in the place of the states: what reads them takes as long."""
 
     def __init__(self, model: Any, encoded: Encoded, cache: FeatureCache):
-        self._encoded, self._width, self._cache = encoded, model.config.hidden_size, cache
+        self._encoded, self._width, self._cache = encoded, encoder_of(model).config.hidden_size, cache
         self.lengths = window_lengths(encoded)
 
     def __len__(self) -> int:
@@ -111,7 +111,7 @@ def _new(cache: FeatureCache, keys: list[bytes]) -> dict[bytes, int]:
 def embeddings(
     model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, cache: FeatureCache | None = None
 ) -> np.ndarray:
-    """The mean of the backbone's last states over all tokens of each row; float32 of shape (examples, hidden)."""
+    """The mean of the encoder's last states over all tokens of each row; float32 of shape (examples, hidden)."""
     cache = cache or cache_of(model, precision, "mean")
     keys = row_keys(encoded)
     _read(model, encoded, keys, pad_id, precision, description, cache)
@@ -207,9 +207,9 @@ def last_states(
     model: Any, encoded: Encoded, pad_id: int, precision: str, description: str, n_above: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """A pass at a time, in eval mode: each window's row, its states (windows, tokens, hidden) below the top `n_above`
-    blocks, and its mask."""
+    blocks of the encoder, and its mask. Without a description no progress is shown."""
     lengths = window_lengths(encoded)
-    bar = tqdm(total=len(lengths), desc=description, unit="row", file=sys.stderr)
+    bar = tqdm(total=len(lengths), desc=description, unit="row", file=sys.stderr, disable=not description)
     with inferring(model, precision) as device, bar:
         for rows in budgeted(lengths, pass_tokens(model)):
             columns = encoded[rows]
@@ -217,13 +217,15 @@ def last_states(
             width = int(max(longest, min(tiled(longest), positions(model.config))))
             batch = collate({name: columns[name] for name in columns if name != "labels"}, pad_id, device, width)
             inputs = {n: batch[n] for n in ("input_ids", "attention_mask", "token_type_ids") if n in batch}
-            states = states_below(model.base_model, n_above, **inputs).float().cpu().numpy()
+            states = states_below(encoder_of(model), n_above, **inputs).float().cpu().numpy()
             yield np.asarray(rows)[batch["rows"].cpu().numpy()], states, batch["attention_mask"].cpu().numpy()
             bar.update(len(rows))
 
 
 def kind_of(model: Any, head: Head) -> Kind:
-    """What the head reads of each window."""
+    """What the head reads of each window; a decoder looks at each token's state."""
+    if model.config.is_encoder_decoder:
+        return "tokens"
     if _reads_means(model, head):
         return "mean"
     return "first" if _reads_first_only(model) else "tokens"

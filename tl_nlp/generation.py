@@ -95,7 +95,7 @@ def written(decoder: Decoder, highest: Highest, n_windows: int, settings: Settin
     The decoder is asked for `settings.texts` texts of each window, those of one together, until all are at their ends.
     """
     write = _by_beams if settings.beams > 1 else _step_by_step
-    return write(_Steps(decoder, highest, settings), n_windows, settings)
+    return write(_Steps(decoder, highest, settings), n_windows)
 
 
 def in_parts(write: Callable[[slice], np.ndarray], n_windows: int, settings: Settings) -> np.ndarray:
@@ -124,8 +124,9 @@ class _Steps:
         return scores, np.full(scores.shape, forced)
 
 
-def _step_by_step(steps: _Steps, n_windows: int, settings: Settings) -> np.ndarray:
+def _step_by_step(steps: _Steps, n_windows: int) -> np.ndarray:
     """The likeliest token each time, or one that is drawn."""
+    settings = steps.settings
     n, here = settings.candidates, np.arange(n_windows)
     texts = np.full((n_windows, n, 1 + settings.max_new_tokens), settings.pad, np.int64)
     texts[..., 0] = settings.start
@@ -143,8 +144,9 @@ def _step_by_step(steps: _Steps, n_windows: int, settings: Settings) -> np.ndarr
     return texts[:, 0] if n == 1 else most_alike(texts, [settings.pad, settings.start, *settings.ends])
 
 
-def _by_beams(steps: _Steps, n_windows: int, settings: Settings) -> np.ndarray:
+def _by_beams(steps: _Steps, n_windows: int) -> np.ndarray:
     """Beam search as of transformers: so many open texts of each window, and the best of those that have ended."""
+    settings = steps.settings
     n, longest = settings.beams, 1 + settings.max_new_tokens
     n_kept = max(2, 1 + len(settings.ends)) * n  # so many that some stay open when others end
     texts = np.full((n_windows, n, longest), settings.pad or settings.ends[0], np.int64)

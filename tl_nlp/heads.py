@@ -15,19 +15,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from tl_nlp import document
-from tl_nlp.decoding import asked_beyond, options_of, texts_of
+from tl_nlp.decoding import asked_beyond, in_their_words, options_of, texts_of
 from tl_nlp.errors import RecipeError
 from tl_nlp.families import without_peft
 from tl_nlp.objective import Objective, divergence, from_teacher, listwise, yes_or_no
-from tl_nlp.states import entered
+from tl_nlp.states import entered, states_above
 from tl_nlp.types import IGNORED
 
 Batch = dict[str, Tensor]
 """`attention_mask` and `input_ids` of shape (windows, tokens), or in their place `states` of shape (windows, tokens,
-hidden), which the top `n_above` blocks read, or the head where that is 0; of shape (windows,): `rows`, the index of
-each window's example, and `lengths`, the tokens it stands for; `n_rows`; where the task counts them `surface` of shape
-(examples, features) and `group` of shape (examples,); with targets `labels` of shape (examples, ...), or for text
-(windows, tokens); with a teacher its `soft_targets` of shape (examples, answers)."""
+hidden), which the top `n_above` blocks of the encoder read, or where that is 0 what stands on it; of shape (windows,):
+`rows`, the index of each window's example, and `lengths`, the tokens it stands for; `n_rows`; where the task counts
+them `surface` of shape (examples, features) and `group` of shape (examples,); with targets `labels` of shape
+(examples, ...), or for text (windows, tokens); with a teacher its `soft_targets` of shape (examples, answers)."""
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -326,6 +326,14 @@ class Select(Head):
         return list(self.logits(model, batch).cpu().numpy())
 
 
+def _looked_at(model: Any, batch: Batch) -> dict[str, Tensor]:
+    """What a decoder is to look at: tokens, or in their place `states` that come out of the encoder."""
+    mask = batch["attention_mask"]
+    if "states" not in batch:
+        return {"input_ids": batch["input_ids"], "attention_mask": mask}
+    return {"states": states_above(model, batch["states"], int(batch["n_above"]), mask), "attention_mask": mask}
+
+
 class Generate(Head):
     """Cross-entropy of each token; labels of shape (windows, tokens), `IGNORED` where none is. Infers token ids, shaped
     (windows, tokens)."""
@@ -351,7 +359,7 @@ class Generate(Head):
         given those before it."""
         plain, is_told = without_peft(model), batch["labels"] != IGNORED
         before = plain.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        inputs = in_their_words(_looked_at(model, batch))
         # more than half of the places are padding, and the vocabulary takes a quarter of a step of MiniLM's size
         hook = plain.get_output_embeddings().register_forward_pre_hook(lambda _, states: (states[0][is_told],))
         try:
@@ -369,8 +377,7 @@ class Generate(Head):
         return divergence(one, other).sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        written = texts_of(model, inputs, self.searched)
+        written = texts_of(model, _looked_at(model, batch), self.searched)
         rows = batch["rows"].cpu().numpy()
         return [written[rows == row] for row in range(int(batch["n_rows"]))]
 

@@ -36,7 +36,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Stated:
-    """The licence of a part (`base`, `data`): which work it is, and where that is stated."""
+    """The licence of a part (`base`, `data`, `teacher`): which work it is, and where that is stated."""
 
     part: str
     work: str

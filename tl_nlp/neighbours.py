@@ -41,14 +41,13 @@ def nearest(predictor: Predictor, text: str, pair: str | None, rows: Dataset, n:
     predictor.refuse_export("states to compare texts by")
     from datasets import Dataset
 
-    task, plain = predictor.task, without_peft(predictor.model)
-    encoder = plain.get_encoder() if plain.config.is_encoder_decoder else plain
+    task, model = predictor.task, without_peft(predictor.model)
     names = tuple(name for name in (*COLUMNS, *task.columns) if name != "target")
 
     def states(values: dict[str, list[Any]]) -> np.ndarray:
         """Of length 1, shape (examples, hidden)."""
         encoded = Dataset.from_dict(task.encode(values, predictor.tokenizer))
-        found = embeddings(encoder, encoded, predictor.pad_id, predictor.precision, "embeddings")
+        found = embeddings(model, encoded, predictor.pad_id, predictor.precision, "embeddings")
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
     own = states({"id": ["0"], "text": [text], **({} if pair is None else {"pair": [pair]})})[0]

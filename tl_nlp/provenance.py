@@ -6,11 +6,11 @@ from importlib import metadata
 from pathlib import Path
 
 from tl_nlp.errors import TLError
-from tl_nlp.hub import Kind, is_id, licence_of
+from tl_nlp.hub import Kind, is_id, licence_of, local
 from tl_nlp.licences import Stated, identified
 from tl_nlp.packages import package_folder
 from tl_nlp.recipe import Checkpoint, Recipe
-from tl_nlp.run import Run
+from tl_nlp.run import Run, artifact_folder, read_recipe
 
 UPSTREAM = {
     "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db": (
@@ -29,7 +29,8 @@ def base_on_hub(checkpoint: Checkpoint) -> str | None:
 
 
 def licences(recipe: Recipe) -> list[Stated]:
-    """The licences of what a recipe is published as, begins with and learns from, as far as they are stated anywhere.
+    """The licences of what a recipe is published as, begins with and learns from, as far as they are stated anywhere,
+    and of what its teacher was made from.
 
     What the recipe says stands beside what cards and packages say, and takes the place of an unknown one.
     """
@@ -42,7 +43,7 @@ def licences(recipe: Recipe) -> list[Stated]:
             known = [one for one in theirs if one.licence != "unknown"]
             theirs = [*known, Stated(part, theirs[0].work, licence, str(said.source))]
         parts += theirs
-    return parts
+    return list(dict.fromkeys([*parts, *_of_teacher(recipe)]))
 
 
 def _of_base(recipe: Recipe) -> list[Stated]:
@@ -73,6 +74,17 @@ def _of_data(recipe: Recipe) -> list[Stated]:
     if where == "hub":
         return [Stated("data", Path(name).name, *_of_card(Path(name) / "README.md"))]
     return [Stated("data", name, "unknown", "files say nothing of it")]
+
+
+def _of_teacher(recipe: Recipe) -> list[Stated]:
+    if recipe.training.distillation is None:
+        return []
+    name = recipe.training.distillation.teacher
+    try:
+        return licences(read_recipe(artifact_folder(local(name))))
+    except TLError:
+        work = name if is_id(name) else Path(name).name  # a path is nobody else's to know
+        return [Stated("teacher", work, "unknown", "it is not where the recipe says")]
 
 
 def _of_package(module: str) -> tuple[str, str]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tl_nlp.errors import CheckpointError, HardwareError
-from tl_nlp.families import without_peft
+from tl_nlp.families import encoder_of, without_peft
 from tl_nlp.hardware import inferring
 from tl_nlp.heads import Batch
 from tl_nlp.prediction import Predictor
@@ -223,9 +223,7 @@ def _refuse_packed(model: Any) -> None:
 def _embeddings(model: Any) -> list[nn.Module]:
     """The tables that may be asked for the embeddings of a model's input: its encoder's, and where that is another
     module the one that PEFT asks when it puts virtual tokens before them."""
-    plain = without_peft(model)
-    encoder = plain.get_encoder() if plain.config.is_encoder_decoder else plain
-    tables = [encoder.get_input_embeddings(), plain.get_input_embeddings()]
+    tables = [part.get_input_embeddings() for part in (encoder_of(model), without_peft(model))]
     return list({id(table): table for table in tables}.values())
 
 

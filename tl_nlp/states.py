@@ -10,49 +10,67 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tl_nlp.families import blocks, head_modules
+from tl_nlp.families import blocks, encoder_of, head_modules
 
 
 def reads_states(model: Any) -> bool:
-    """Whether it is an encoder with a head that reads its states, and nothing of PEFT in between."""
-    return not (hasattr(model, "peft_config") or model.config.is_encoder_decoder) and bool(head_modules(model))
+    """Whether it has a head or a decoder that reads the states of an encoder, and nothing of PEFT in between."""
+    return not hasattr(model, "peft_config") and (model.config.is_encoder_decoder or bool(head_modules(model)))
 
 
-def parts_below(backbone: nn.Module, n_above: int) -> list[nn.Module]:
-    """What makes the states that the top `n_above` blocks read."""
-    _, _, there = _blocks(backbone)
-    return [*_first(backbone), *there[: len(there) - n_above]]
-
-
-def states_below(backbone: Any, n_above: int, **inputs: Tensor) -> Tensor:
-    """What the top `n_above` blocks read of tokens, of 0 what comes out of the backbone: (windows, tokens, hidden)."""
+def parts_below(encoder: nn.Module, n_above: int) -> list[nn.Module]:
+    """What makes the states that the top `n_above` blocks read, of 0 those that come out of the encoder."""
     if not n_above:
-        return backbone(**inputs).last_hidden_state
-    parent, name, there = _blocks(backbone)
+        return [encoder]
+    _, _, there = _blocks(encoder)
+    return [*_first(encoder), *there[: len(there) - n_above]]
+
+
+def states_below(encoder: Any, n_above: int, **inputs: Tensor) -> Tensor:
+    """What the top `n_above` blocks read of tokens, of 0 what comes out of the encoder: (windows, tokens, hidden)."""
+    if not n_above:
+        return encoder(**inputs).last_hidden_state
+    parent, name, there = _blocks(encoder)
     seen: list[Any] = []
     hook = there[-n_above - 1].register_forward_hook(lambda *told: seen.append(told[2]))
     try:
         parent._modules[name] = there[:-n_above]
-        backbone(**inputs)
+        encoder(**inputs)
     finally:
         parent._modules[name] = there
         hook.remove()
     return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
 
 
+def states_above(model: Any, states: Tensor, n_above: int, mask: Tensor) -> Tensor:
+    """What the decoder of a writer looks at, of states that the top `n_above` blocks of its encoder read."""
+    if not n_above:
+        return states
+    encoder = encoder_of(model)
+    with _from_within(encoder, states, n_above):
+        return encoder(inputs_embeds=states, attention_mask=mask).last_hidden_state
+
+
 @contextmanager
 def entered(model: Any, states: Tensor, n_above: int) -> Iterator[None]:
-    """Within the block the model reads these states where its top `n_above` blocks do, or its head, and no token."""
-    name, backbone = model.base_model_prefix, model.base_model
-    if not n_above:
-        model._modules[name] = _Read(states, getattr(backbone, "pooler", None))
-        try:
+    """Within the block an encoder reads these states where its top `n_above` blocks do, or its head, and no token."""
+    if n_above:
+        with _from_within(model.base_model, states, n_above):
             yield
-        finally:
-            model._modules[name] = backbone
         return
-    parent, name, there = _blocks(backbone)
-    first = _first(backbone)
+    name, backbone = model.base_model_prefix, model.base_model
+    model._modules[name] = _Read(states, getattr(backbone, "pooler", None))
+    try:
+        yield
+    finally:
+        model._modules[name] = backbone
+
+
+@contextmanager
+def _from_within(encoder: nn.Module, states: Tensor, n_above: int) -> Iterator[None]:
+    """Within the block it has no more than its top blocks, which read these states."""
+    parent, name, there = _blocks(encoder)
+    first = _first(encoder)
     try:
         parent._modules[name] = there[-n_above:]
         for part in first:
@@ -78,36 +96,18 @@ class _Read:
 
 
 def can_be_entered(model: Any, n_above: int, learning: Iterable[nn.Parameter]) -> bool:
-    """Whether the model answers the same from states below its top blocks as from tokens, tried on two short rows, and
-    nothing that is `learning` acts on these states. Not where a block looks further down than at the one below, as
-    DeBERTa's convolution does, nor where all blocks share what learns."""
+    """Whether the model answers the same from states below the top blocks of its encoder as from tokens, tried on two
+    short rows, and nothing that is `learning` acts on these states. Not where a block looks further down than at the
+    one below, as DeBERTa's convolution does, nor where all blocks share what learns, nor where the lowest block has
+    what the others need, as T5's has its distances."""
     if not reads_states(model):
         return False
-    backbone, device = model.base_model, next(model.parameters()).device
-    ids = torch.arange(1, 17, device=device).view(2, 8)
-    mask = torch.ones_like(ids)
-    mask[1, 5:] = 0
     was_training, learned = model.training, {weight: weight.requires_grad for weight in model.parameters()}
-    model.eval()
+    model.eval().requires_grad_(False)
+    for weight in learning:
+        weight.requires_grad_(True)
     try:
-        *_, there = _blocks(backbone)
-        names = [name for name, _ in backbone.named_parameters()]
-        if [backbone.get_submodule(block) for block in blocks(names)] != list(there):
-            return False
-        model.requires_grad_(False)
-        for weight in learning:
-            weight.requires_grad_(True)
-        states = states_below(backbone, n_above, input_ids=ids, attention_mask=mask)
-        if states.requires_grad:
-            return False
-        with torch.no_grad():
-            plain = model(input_ids=ids, attention_mask=mask).logits
-            states = states * mask.unsqueeze(2)  # as those of unlike lengths are padded
-            with entered(model, states, n_above):
-                again = model(inputs_embeds=states, attention_mask=mask).logits
-        if plain.ndim == states.ndim:  # of each token
-            plain, again = plain[mask > 0], again[mask > 0]
-        return torch.allclose(plain, again, rtol=1e-3, atol=1e-4)
+        return _answers_the_same(model, n_above)
     except Exception as error:  # a family that has its blocks in another way
         told = f"{type(error).__name__}: {error}".splitlines()[0]
         print(
@@ -121,13 +121,42 @@ def can_be_entered(model: Any, n_above: int, learning: Iterable[nn.Parameter]) -
         model.train(was_training)
 
 
-def _first(backbone: nn.Module) -> list[nn.Module]:
+def _answers_the_same(model: Any, n_above: int) -> bool:
+    from transformers.modeling_outputs import BaseModelOutput
+
+    encoder, device = encoder_of(model), next(model.parameters()).device
+    *_, there = _blocks(encoder)
+    names = [name for name, _ in encoder.named_parameters()]
+    if [encoder.get_submodule(block) for block in blocks(names)] != list(there):
+        return False
+    ids = torch.arange(1, 17, device=device).view(2, 8)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    states = states_below(encoder, n_above, input_ids=ids, attention_mask=mask)
+    if states.requires_grad:
+        return False
+    states = states * mask.unsqueeze(2)  # as those of unlike lengths are padded
+    with torch.no_grad():
+        if model.config.is_encoder_decoder:
+            plain = model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids).logits
+            read = BaseModelOutput(states_above(model, states, n_above, mask))
+            again = model(encoder_outputs=read, attention_mask=mask, decoder_input_ids=ids).logits
+        else:
+            plain = model(input_ids=ids, attention_mask=mask).logits
+            with entered(model, states, n_above):
+                again = model(inputs_embeds=states, attention_mask=mask).logits
+            if plain.ndim == states.ndim:  # of each token
+                plain, again = plain[mask > 0], again[mask > 0]
+    return torch.allclose(plain, again, rtol=1e-3, atol=1e-4)
+
+
+def _first(encoder: nn.Module) -> list[nn.Module]:
     """What comes before the blocks."""
-    return [part for name, part in backbone.named_children() if "embed" in name]
+    return [part for name, part in encoder.named_children() if "embed" in name]
 
 
-def _blocks(backbone: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
+def _blocks(encoder: nn.Module) -> tuple[nn.Module, str, nn.ModuleList]:
     """The list of an encoder's blocks, and where it is: in which module, under which name."""
-    path, there = next((path, part) for path, part in backbone.named_modules() if isinstance(part, nn.ModuleList))
+    path, there = next((path, part) for path, part in encoder.named_modules() if isinstance(part, nn.ModuleList))
     parent, _, name = path.rpartition(".")
-    return backbone.get_submodule(parent), name, there
+    return encoder.get_submodule(parent), name, there

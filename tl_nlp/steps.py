@@ -25,7 +25,7 @@ from tl_nlp.combinations import needs_whole_steps
 from tl_nlp.distillation import Inside, Seen
 from tl_nlp.dropout import fast_dropout
 from tl_nlp.errors import HardwareError, NotFiniteError, RecipeError
-from tl_nlp.families import backbone, head_modules
+from tl_nlp.families import encoder_of, head_modules
 from tl_nlp.hardware import autocast, is_out_of_memory
 from tl_nlp.heads import Batch, Head
 from tl_nlp.objective import Objective
@@ -49,8 +49,8 @@ class Steps:
     """Takes one optimization step after another.
 
     `examples(epoch)` gives the encoded rows of an epoch, of whose windows `lengths` are the tokens. To a `teacher` what
-    goes on inside the model is held. `n_above` are the top blocks in which weights learn at any time, where those below
-    can be left out (`states.entered`); else None.
+    goes on inside the model is held. `n_above` are the encoder's top blocks in which weights learn at any time, where
+    states can stand for what is below (`states.can_be_entered`); else None.
     """
 
     def __init__(
@@ -78,7 +78,8 @@ class Steps:
         self.names = [name for name, weight in model.named_parameters() if weight.is_floating_point()]
         self.head_modules = head_modules(model)
         n_above, learning = self.weights.n_above, self.weights.of_model.values()
-        self.n_above = n_above if n_above and states.can_be_entered(model, n_above, learning) else None
+        is_entered = n_above is not None and states.can_be_entered(model, n_above, learning)
+        self.n_above = n_above if is_entered else None
         self._order: tuple[int, list[list[int]]] = (-1, [])
         self._learning: set[str] | None = None
         self._n_learning = 0
@@ -122,7 +123,7 @@ class Steps:
     def unfreeze(self, step: int) -> None:
         """Lets learn what the method says for this step.
 
-        Dropout acts, but not in a backbone of which nothing learns, nor in lowest blocks that never do: their states
+        Dropout acts, but not in an encoder of which nothing learns, nor in lowest blocks that never do: their states
         are features, kept or not.
         """
         learning = self.plan.learning(self.names, self.head_modules, step)
@@ -135,10 +136,9 @@ class Steps:
             self._n_learning = sum(weight.numel() for name, weight in self.weights.by_name.items() if name in learning)
         if has_changed or not self.model.training:  # which takes as long as a step of a head alone
             self.model.train()
-            if self.is_alone:
-                backbone(self.model).eval()
-            elif self.n_above:
-                for part in states.parts_below(backbone(self.model), self.n_above):
+            n_above = 0 if self.is_alone else self.n_above
+            if n_above is not None:
+                for part in states.parts_below(encoder_of(self.model), n_above):
                     part.eval()
 
     def forget(self) -> None:

@@ -25,7 +25,7 @@ class Watched:
     task: Task
     places: np.ndarray  # of the validation rows
     encoded: dict[str, Encoded]
-    alone: FeatureCache | None  # of what the head reads, in the epochs in which it learns alone
+    alone: FeatureCache | None  # of what the encoder gives, in the epochs in which a head learns alone
     later: FeatureCache | None  # of what the lowest block that ever learns reads
     is_frozen: bool  # whether the head learns alone to the end, so that states tell all answers
 
@@ -44,7 +44,7 @@ class Watched:
                     alone = features.cache_of(model, precision, kind)
             # a teacher looks at the states of all blocks, and compiled ones are left as they are
             reads_all = steps.teacher is not None or steps.training.compute.compile == "always"
-            if steps.n_above and not reads_all and features.fits(model, list(shown.values()), "tokens"):
+            if steps.n_above is not None and not reads_all and features.fits(model, list(shown.values()), "tokens"):
                 later = features.cache_of(model, precision, "tokens", steps.n_above)
         is_to_end = steps.epochs_alone >= prepared.recipe.training.epochs
         frozen = alone is not None and alone.kind != "tokens" and is_to_end

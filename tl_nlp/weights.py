@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tl_nlp.errors import RecipeError
-from tl_nlp.families import blocks, depths, head_modules, in_head
+from tl_nlp.families import blocks, depths, encoder_of, head_modules, in_head
 from tl_nlp.recipe import Training
 from tl_nlp.schedule import Plan
 
@@ -24,12 +24,15 @@ class Weights:
     by_name: dict[str, torch.nn.Parameter]
     in_head: set[str]
     depths: dict[str, int]  # 0 for embeddings, the most for the head
-    n_above: int | None = None  # blocks from the lowest that learns to the top; None where the lowest of all learns
+    n_above: int | None = None  # of the encoder's blocks the top ones from the lowest that learns; see `of`
     beside: set[str] = field(default_factory=set)  # those that only the loss needs, and no artifact holds
 
     @classmethod
     def of(cls, model: Any, plan: Plan, beside: dict[str, torch.nn.Parameter]) -> Weights:
-        """Those of a model that a plan lets learn; `beside` it others learn at the head's rate."""
+        """Those of a model that a plan lets learn; `beside` it others learn at the head's rate.
+
+        `n_above` is None where the encoder's lowest block learns, and where nothing learns but a head on it.
+        """
         floating = {name: weight for name, weight in model.named_parameters() if weight.is_floating_point()}
         head = head_modules(model)
         ever = plan.learning(list(floating), head, plan.steps - 1)
@@ -37,12 +40,13 @@ class Weights:
         names = [name for name, _ in model.named_parameters()]
         every_depth = depths(names, head)
         lowest = min((every_depth[name] for name in by_name), default=0)
-        n_blocks = len(blocks(names))
+        n_reading = len(blocks([name for name, _ in encoder_of(model).named_parameters()]))
+        own = {name for name in by_name if in_head(name, head)}
         return cls(
             {**by_name, **beside},
-            {name for name in by_name if in_head(name, head)} | beside.keys(),
+            own | beside.keys(),
             {name: every_depth[name] for name in by_name},
-            n_blocks + 1 - lowest if lowest > 1 else None,
+            max(0, n_reading + 1 - lowest) if lowest > 1 and own != by_name.keys() else None,
             set(beside),
         )
 
