@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tl_nlp import charts
 from tl_nlp.evaluation import read_predictions
 from tl_nlp.grades import MOST_UNEVEN
 from tl_nlp.run import Run
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _N_CHARACTERS = 300  # of a text that was mistaken
 _MOST_LABELS = 40  # that a confusion matrix is drawn for
@@ -19,14 +23,17 @@ _N_CONFUSED = 15  # pairs of labels that are told where they are more
 
 def write_report(run: Run) -> Path:
     """Writes the report of a finished run into it, and returns its path. Raises RunError."""
+    run.report_file.write_text(_template().render(**_content(run)), "utf-8")
+    return run.report_file
+
+
+@cache
+def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
 
-    template = resources.files("tl_nlp").joinpath("report.html").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
-    page = environment.from_string(template).render(**_content(run))
-    run.report_file.write_text(page, "utf-8")
-    return run.report_file
+    return environment.from_string(resources.files("tl_nlp").joinpath("report.html").read_text("utf-8"))
 
 
 def _number(value: float | None) -> str:

@@ -25,7 +25,7 @@ from tl_nlp.cost import Costs, Estimate
 from tl_nlp.distillation import Inside
 from tl_nlp.errors import HardwareError, RecipeError
 from tl_nlp.evaluation import judged, read_predictions, references, score, write_predictions
-from tl_nlp.hardware import peak_rss_mb, release, threads
+from tl_nlp.hardware import old_objects_aside, peak_rss_mb, release, threads
 from tl_nlp.loop import Progress, fit
 from tl_nlp.model import load_model, placed
 from tl_nlp.prediction import Predictor
@@ -54,6 +54,7 @@ def train_one(recipe: Recipe | Run, *, root: Path | None = None, weights_only: b
         return recipe
     accelerator = Accelerator()
     with ExitStack() as held:
+        held.enter_context(old_objects_aside())
         if isinstance(recipe, Run):
             held.enter_context(alone(recipe, accelerator))
         asked = recipe.recipe() if isinstance(recipe, Run) else recipe
