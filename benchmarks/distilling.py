@@ -14,12 +14,14 @@ import sys
 import time
 from statistics import median
 
+import torch
 from resuming import trained
 from safetensors.numpy import load_file
 from transformers.utils import logging
 
 from tl_nlp import Predictor, Run
 from tl_nlp.evaluation import compare, read_predictions
+from tl_nlp.hardware import device_name
 from tl_nlp.run import runs_root
 
 N_TEXTS = 200
@@ -47,6 +49,7 @@ def main() -> None:
                 runs[f"{blocks} blocks, {variant}", str(seed)] = trained(name, recipe, folder)
     waits = latencies(list(runs.values()))
     metric = teacher.results()["main_metric"]
+    print(f"{device_name(torch.device('cpu'))}\n")
     print(f"| model | seed | weights, millions | artifact, MB | p50, ms | {metric} on test | against the run |")
     print("|---|---|---|---|---|---|---|")
     for ((name, seed), run), wait in zip(runs.items(), waits, strict=True):

@@ -18,11 +18,13 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import pipeline
 from transformers.utils import logging
 
 from tl_nlp import Predictor, Run, load_recipe, train
 from tl_nlp.exporting import export
+from tl_nlp.hardware import device_name
 from tl_nlp.rows import resolved
 
 TIMES = 5
@@ -50,6 +52,7 @@ def main() -> None:
     reviews, labels = mixed(run, asked.rows)
     cut = {"truncation": True, "max_length": 256}
 
+    print(device_name(torch.device("cpu")))
     print(f"{'one request':24} {'p50, ms':>9} {'ratio':>6}")
     for name, predictor in predictors.items():
         ours, theirs = in_turn(

@@ -5,7 +5,7 @@ Command   python benchmarks/head.py [TIMES]
 Both learn the head of `sentiment` for 10 epochs on the same rows, Trainer in bfloat16 where the machine has it. Each
 is a command of its own, timed from its start to its end, when the test rows are scored; here that includes the check
 of the data, baselines and the report. A second command with another seed finds the states in the feature cache.
-TIMES (3) turns, each with an empty cache; the ratios of the medians are what to quote.
+TIMES (5) turns, each with an empty cache; the ratios of the medians are what to quote.
 """
 
 import json
@@ -17,6 +17,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+
+import torch
+
+from tl_nlp.hardware import device_name
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "sentiment.py"
 EPOCHS = 10
@@ -30,6 +34,7 @@ def main(times: int) -> None:
         spent["first"].append(ours(folder, seed=0))
         spent["again"].append(ours(folder, seed=1))
         spent["Trainer"].append(timed([sys.executable, str(Path(__file__).resolve()), "--trainer"], folder, last_line))
+    print(device_name(torch.device("cpu")))
     command, training, _ = (median(column) for column in zip(*spent["Trainer"], strict=True))
     print(f"{'':12} {'command, s':>11} {'ratio':>6} {'training, s':>12} {'ratio':>6} {'accuracy':>9}")
     for name, found in spent.items():
@@ -66,7 +71,6 @@ def timed(words: list[str], folder: Path, read: Callable[[str], list[float]]) ->
 def with_trainer() -> None:
     """Prints seconds of training and the accuracy."""
     import numpy as np
-    import torch
     from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
 
     from tl_nlp import load_recipe
@@ -102,4 +106,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--trainer"]:
         with_trainer()
     else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 3)
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+import torch
 
 from tl_nlp import Predictor
+from tl_nlp.hardware import device_name
 
 N_CLIENTS, N_AT_ONCE, N_TEXTS = 50, 200, 400
 LONG, SHORT = 60.0, 10.0  # seconds
@@ -38,6 +40,7 @@ class Told(NamedTuple):
 
 
 def main(run: Path, texts: list[str]) -> None:
+    print(device_name(torch.device("cpu")))
     for precision in ("float32", "auto"):
         predictor = Predictor.load(run, precision)
         wanted = [answer.probabilities for answer in predictor(texts)]

@@ -1,10 +1,10 @@
 """Memory that fine-tuning takes: LoRA on int8 weights against all weights under transformers.Trainer.
 
-Command   python benchmarks/memory.py [BATCH_SIZE] [LENGTH]
+Command   python benchmarks/memory.py [BATCH_SIZE] [LENGTH] [TIMES]
 
 A BERT of 110 million drawn weights, with the shape and the vocabulary of BERT-base, takes some steps of BATCH_SIZE (16)
 texts of LENGTH (128) tokens, each way in a process of its own, in float32 where the machine has no fast bfloat16. What
-is told is the most that the process has held, less what it held after its imports.
+is told is the most that the process has held, less what it held after its imports: medians of TIMES (5) turns.
 """
 
 import json
@@ -12,9 +12,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
+import torch
+
+from tl_nlp.hardware import device_name
 
 STEPS = 6
 FEW = 4  # texts in a pass, of which a step of as many as the others has several
@@ -33,18 +37,22 @@ METHODS = {
 TRAINER = "Trainer, all weights"
 
 
-def main(batch_size: int, length: int) -> None:
+def main(batch_size: int, length: int, times: int) -> None:
     folder = Path(tempfile.mkdtemp(prefix="tl_nlp-memory-"))
     checkpoint, rows = bert_base(folder / "bert"), texts(folder / "rows.jsonl", batch_size, length)
-    peaks = {}
-    for name in (TRAINER, *METHODS):
-        words = [sys.executable, __file__, "--one", name, str(checkpoint), str(rows), str(batch_size), str(length)]
-        told = subprocess.run(words, check=True, stdout=subprocess.PIPE, cwd=folder, text=True).stdout
-        peaks[name] = json.loads(told.splitlines()[-1])
-    print(f"{f'{batch_size} texts of {length} tokens a step':30} {'MB':>7} {'of Trainer':>11} {'imports':>8}")
-    for name, (before, peak) in peaks.items():
-        share = (peak - before) / (peaks[TRAINER][1] - peaks[TRAINER][0])
-        print(f"{name:30} {peak - before:7.0f} {share:11.2f} {before:8.0f}")
+    taken: dict[str, list[float]] = {name: [] for name in (TRAINER, *METHODS)}
+    for _ in range(times):
+        for name, found in taken.items():
+            words = [sys.executable, __file__, "--one", name, str(checkpoint), str(rows), str(batch_size), str(length)]
+            told = subprocess.run(words, check=True, stdout=subprocess.PIPE, cwd=folder, text=True).stdout
+            before, peak = json.loads(told.splitlines()[-1])
+            found.append(peak - before)
+    print(f"{device_name(torch.device('cpu'))}; imports alone {before:.0f} MB")
+    head = f"{batch_size} texts of {length} tokens a step"
+    print(f"{head:30} {'MB':>7} {'lowest':>7} {'highest':>8} {'of Trainer':>11}")
+    for name, found in taken.items():
+        share = median(found) / median(taken[TRAINER])
+        print(f"{name:30} {median(found):7.0f} {min(found):7.0f} {max(found):8.0f} {share:11.2f}")
 
 
 def bert_base(folder: Path) -> Path:
@@ -98,7 +106,6 @@ def one(name: str, checkpoint: str, rows: str, batch_size: int, length: int) -> 
 
 
 def with_trainer(name: str, checkpoint: str, rows: Path, batch_size: int, length: int) -> None:
-    import torch
     from datasets import load_dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
@@ -140,4 +147,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
         one(*sys.argv[2:5], *map(int, sys.argv[5:]))
     else:
-        main(*(int(word) for word in [*sys.argv[1:], *["16", "128"][len(sys.argv) - 1 :]]))
+        main(*(int(word) for word in [*sys.argv[1:], *["16", "128", "5"][len(sys.argv) - 1 :]]))

@@ -11,8 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 from tl_nlp import load_recipe, training
-from tl_nlp.hardware import peak_rss_mb
+from tl_nlp.hardware import device_name, peak_rss_mb
 
 WORDS = (
     "the",
@@ -46,6 +48,7 @@ def main() -> None:
         f"data.path={folder / 'rows.csv'}",
         "training.epochs=1e-9",
     )
+    print(device_name(torch.device("cpu")))
     print(f"{'stage':22} {'seconds':>8} {'peak MB':>8}")
     started = time.perf_counter()
 

@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import bootstrap
 
 from tl_nlp import duplicates, metrics, statistics
 from tl_nlp.doubts import doubtful_labels
 from tl_nlp.errors import DataError
+from tl_nlp.hardware import device_name
 from tl_nlp.packages import package_folder
 
 N_ROWS = 100_000
@@ -86,6 +88,7 @@ def main() -> None:
         seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
     assert b"doubtful" in checked.stdout
+    print(device_name(torch.device("cpu")))
     print(f"tl-nlp check of {N_ROWS:,} rows       {seconds:6.1f} s  {peak:6.0f} MB at most")
     print(f"  their near duplicates             {timed(lambda: duplicates.groups(texts)):6.1f} s")
     features = np.random.default_rng(0).normal(size=(5000, 384)).astype(np.float32)
