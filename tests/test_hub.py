@@ -565,7 +565,7 @@ def test_the_card_says_what_it_is_and_opens_it(
         for one in about.eval_results
         if "baseline" in one.metric_name
     } == set(results["baselines"])
-    assert about.to_dict()["co2_eq_emissions"]["hardware_used"] == "CPU, threads: 1"
+    assert about.to_dict()["co2_eq_emissions"]["hardware_used"].endswith(", threads: 1")
     text = card.content
     for word in (
         results["verdict"][1:],

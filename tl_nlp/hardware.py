@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import platform
 import resource
 import sys
 from collections.abc import Iterator
@@ -102,10 +103,22 @@ def best_device() -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """What it is called: the GPU's name, or how many threads of a CPU are used."""
+    """What it is called: the GPU's name; the CPU's, with what it has for tensors and how many threads are used."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, threads: {torch.get_num_threads()}"
+    parts = [_processor(), torch.backends.cpu.get_cpu_capability()]
+    parts += ["bfloat16"] if has_fast_bfloat16(device) else []
+    parts += ["AMX"] if torch.cpu._is_amx_tile_supported() else []
+    return ", ".join([*parts, f"threads: {torch.get_num_threads()}"])
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or "CPU"
 
 
 def peak_rss_mb() -> float:
