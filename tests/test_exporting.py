@@ -338,7 +338,7 @@ def test_the_twins_of_numpy_pool_and_answer_as_the_heads_do(draw: np.random.Gene
 
     batch = {
         "input_ids": torch.ones(7, 3, dtype=torch.long), "attention_mask": torch.ones(7, 3, dtype=torch.long),
-        "rows": torch.tensor([0, 0, 1, 2, 2, 2, 3]), "lengths": torch.tensor(weights), "n_rows": torch.tensor(4),
+        "rows": torch.tensor([0, 0, 1, 2, 2, 2, 3]), "lengths": torch.tensor(weights), "n_rows": 4,
     }  # fmt: skip
     logits = pool_of_numpy(values, batch["rows"].numpy(), weights, 4)
     for task, head in (
@@ -350,7 +350,7 @@ def test_the_twins_of_numpy_pool_and_answer_as_the_heads_do(draw: np.random.Gene
 
     values = draw.normal(size=(3, 5, 1)).astype(np.float32)
     sentences = np.array([[-1, 0, 0, 2, -1], [2, 2, 3, -1, -1], [-1, 0, 1, 1, -1]])
-    batch = {"input_ids": torch.ones(3, 5), "rows": torch.tensor([0, 0, 1]), "n_rows": torch.tensor(2)}
+    batch = {"input_ids": torch.ones(3, 5), "rows": torch.tensor([0, 0, 1]), "n_rows": 2}
     batch["sentence_ids"] = torch.tensor(sentences)
     one = by_sentence(values[..., 0], sentences, np.array([0, 0, 1]), 2)
     assert one == pytest.approx(np.asarray(Select().infer(Given(), batch)), abs=1e-5)

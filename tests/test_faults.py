@@ -253,17 +253,17 @@ from tl_nlp.steps import Steps
 
 warm, run = (Run(Path(folder)) for folder in sys.argv[1:3])
 train(warm)  # all that is loaded and kept is there before the limit
-take = Steps.take
+begin = Steps.begin
 
 def limited(steps, step, rates=None):  # those of the probe too
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[3]), resource.RLIM_INFINITY))
     try:
-        return take(steps, step, rates)
+        return begin(steps, step, rates)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-Steps.take = limited
+Steps.begin = limited
 train(run)
 """
 

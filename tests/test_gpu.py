@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import recipe_file, tiny_recipe
 from safetensors.torch import load_file
 
 from tl_nlp import Predictor, Run, train
+from tl_nlp.preparation import prepare
+from tl_nlp.training import steps_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -65,6 +68,18 @@ def test_the_largest_pass_fits_on_the_gpu(tiny_bert: Path, reviews: Path) -> Non
 def test_what_acts_on_weights_and_losses_acts_on_the_gpu(choices: list[str], tiny_bert: Path, reviews: Path) -> None:
     run = train(tiny_recipe(tiny_bert, reviews).override("training.epochs=2", *choices))
     assert all(line["values"]["loss"] > 0 for line in run.history() if line["split"] == "train")
+
+
+def test_a_step_begins_before_the_one_before_it_is_done(tiny_bert: Path, reviews: Path) -> None:
+    """CUDA tells of each wait."""
+    steps, _ = steps_of(prepare(tiny_recipe(tiny_bert, reviews).override("training.dropout=0.1")), Accelerator())
+    steps.take(0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        begun = [steps.begin(step) for step in (1, 2)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(each.end().loss > 0 for each in begun)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU or none here")

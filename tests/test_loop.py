@@ -5,16 +5,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from conftest import artifact, recipe_file, review_rows, tiny_recipe, write_jsonl
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from tl_nlp import Recipe, Run, train
-from tl_nlp.batches import epoch_order, passes
+from tl_nlp import Recipe, Run, loop, train
+from tl_nlp.batches import collate, epoch_order, passes
+from tl_nlp.errors import RunError
+from tl_nlp.preparation import prepare
 from tl_nlp.schedule import Plan
+from tl_nlp.training import steps_of
 
 
 def first_gradient(run: Run) -> dict[str, torch.Tensor]:
@@ -150,6 +156,73 @@ def test_schedules_rise_over_the_warmup_and_follow_their_curve(schedule: str, ra
     assert (plan.steps, plan.warmup) == (10, 2)
     assert [plan.factor(step) for step in (0, 1)] == [0.5, 1.0]
     assert [plan.factor(step) for step in (2, 6, 9)] == pytest.approx(rates, abs=1e-3)
+
+
+class Asked(TorchDispatchMode):
+    """What of a device has to be done before the host can go on: each number that it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        places = args[1] if func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put) else []
+        are_masks = any(place is not None and place.dtype == torch.bool for place in places)
+        if func.overloadpacket in self.WAITING or are_masks:
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+    WAITING = {getattr(torch.ops.aten, name) for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal")}
+
+
+@pytest.mark.parametrize("head", TASKS)
+def test_a_step_asks_the_device_for_no_number(
+    head: str, data: dict[str, Path], tiny_bert: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a GPU never waits for the host; counted on a CPU, behind the batch, which the host makes, and with the
+    attention that a GPU has."""
+    recipe = tiny_recipe(tiny_t5 if head == "generate" else tiny_bert, data[head], TASKS[head]).override(
+        "training.compute.attention=sdpa", "training.dropout=0.1"
+    )
+    steps, _ = steps_of(prepare(recipe), Accelerator())
+    steps.take(0)
+    asked = Asked()
+
+    def batch(*values: Any) -> Any:
+        with _disable_current_modes():
+            return collate(*values)
+
+    monkeypatch.setattr("tl_nlp.steps.collate", batch)
+    with asked:
+        begun = steps.begin(1)
+    assert asked.found == []
+    assert begun.end().loss > 0
+    with asked:
+        float(begun.numbers[0])
+    assert len(asked.found) == 1
+
+
+@pytest.mark.parametrize("more", [[], ["training.ema=0.9"], ["training.compute.optimizer=foreach"]])
+def test_steps_that_are_begun_ahead_end_in_the_same_bytes(
+    more: list[str], tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; where steps are bad, too."""
+    rows = [{**row, "target": "rare" if n % 30 == 7 else row["target"]} for n, row in enumerate(review_rows(120))]
+    recipe = tiny_recipe(tiny_bert, write_jsonl(tmp_path / "rows.jsonl", rows)).override(
+        'training.class_weights={"rare": 3e38}', "training.batch_size=4", "training.skip_bad_steps=10",
+        "training.epochs=2", *more,
+    )  # fmt: skip
+    runs = []
+    for n_ahead in (0, 1):
+        monkeypatch.setitem(loop._AHEAD, "cpu", n_ahead)
+        runs.append(train(recipe))
+    at_once, ahead = runs
+    assert [line["values"] for line in ahead.history()] == [line["values"] for line in at_once.history()]
+    assert ahead.results()["train"]["skipped_steps"] == at_once.results()["train"]["skipped_steps"] > 0
+    for name, tensor in artifact(ahead).items():
+        assert torch.equal(tensor, artifact(at_once)[name]), name
+    with pytest.raises(RunError, match=r"step \d+: the loss is"):
+        train(recipe.override("training.skip_bad_steps=0"))
 
 
 def test_rates_and_decay_reach_the_weights_they_are_for(reviews: Path, tiny_bert: Path) -> None:

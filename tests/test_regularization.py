@@ -35,7 +35,7 @@ def drawn_logits(*shape: int) -> torch.Tensor:
 
 def test_the_losses_of_one_label_are_as_published() -> None:
     head, logits, labels = HEADS["classify"](), drawn_logits(6, 3), torch.tensor([0, 1, 2, 1, 0, 1])
-    batch = {"labels": labels, "n_rows": torch.tensor(6)}
+    batch = {"labels": labels, "n_rows": 6}
     p = logits.softmax(-1)[torch.arange(6), labels]
 
     def loss(**choices: Any) -> float:
@@ -47,7 +47,7 @@ def test_the_losses_of_one_label_are_as_published() -> None:
     assert loss(focal_gamma=2.0) == pytest.approx(float(-((1 - p) ** 2 * p.log()).sum()))
     smooth = 0.9 * -p.log() - 0.1 * logits.log_softmax(-1).mean(-1)
     sure = torch.tensor([[40.0, 0.0]], requires_grad=True)
-    head.loss(sure, {"labels": torch.tensor([0]), "n_rows": torch.tensor(1)}, Objective(focal_gamma=0.5))[0].backward()
+    head.loss(sure, {"labels": torch.tensor([0]), "n_rows": 1}, Objective(focal_gamma=0.5))[0].backward()
     assert sure.grad.isfinite().all()
     assert loss(label_smoothing=0.1) == pytest.approx(float(smooth.sum()))
     weights = torch.tensor([1.0, 2.0, 5.0])
@@ -60,7 +60,7 @@ def test_the_losses_of_one_label_are_as_published() -> None:
 def test_the_losses_of_many_labels_are_as_published() -> None:
     head, logits = HEADS["multilabel"](), drawn_logits(4, 2)
     labels = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
-    batch = {"labels": labels, "n_rows": torch.tensor(4)}
+    batch = {"labels": labels, "n_rows": 4}
     p = torch.where(labels > 0, logits.sigmoid(), 1 - logits.sigmoid())
     assert float(head.loss(logits, batch, Objective(focal_gamma=1.0))[0]) == pytest.approx(
         float(-((1 - p) * p.log()).sum())
@@ -95,7 +95,7 @@ def test_a_divergence_is_nothing_between_equals_and_the_same_both_ways(name: str
     labels = {"classify": torch.zeros(3, dtype=torch.long), "generate": torch.zeros(3, 4, dtype=torch.long)}.get(
         name, torch.zeros(3, 4)
     )
-    batch = {"labels": labels, "n_rows": torch.tensor(3)}
+    batch = {"labels": labels, "n_rows": 3}
     assert float(head.divergence(one, one, batch)) == 0
     there, back = head.divergence(one, other, batch), head.divergence(other, one, batch)
     assert float(there) == pytest.approx(float(back)) and float(there) > 0
@@ -170,7 +170,7 @@ def test_mixout_mixes_weights_and_gradients(tiny_bert: Path, reviews: Path) -> N
 def test_mixup_shares_logits_and_labels(tiny_bert: Path, reviews: Path) -> None:
     steps = made(tiny_recipe(tiny_bert, reviews).override("training.augmentation.mixup=0.4"))
     logits, labels = drawn_logits(6, 2), torch.tensor([0, 1, 1, 0, 1, 0])
-    total, count = steps._of_logits(logits, {"labels": labels, "n_rows": torch.tensor(6)}, step=3)
+    total, count = steps._of_logits(logits, {"labels": labels, "n_rows": 6}, step=3)
     draw = np.random.default_rng(_mix(0, 3, "mixup"))
     share, partner = draw.beta(0.4, 0.4), draw.permutation(6)
     one_hot = functional.one_hot(labels, 2).float()

@@ -1,4 +1,5 @@
-"""Attention on a CPU, in blocks of texts whose scores stay in its caches; for inference."""
+"""Attention on a CPU, in blocks of texts whose scores stay in its caches, for inference; and torch's own kernel, of
+which a GPU is not asked for anything."""
 
 from __future__ import annotations
 
@@ -8,10 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import eager_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 BLOCKS = "tl_nlp_blocks"
-"""Its name as an `attn_implementation` of transformers; whatever can have "sdpa" can have it."""
+FUSED = "tl_nlp_fused"
+"""Their names as an `attn_implementation` of transformers; whatever can have "sdpa" can have them."""
 _MOST_SCORES = 1 << 21  # of a block, which are 4 MB in bfloat16
 
 
@@ -63,5 +65,15 @@ def _mask(*args: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Ten
     )
 
 
+def _mask_that_is_there(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
+    """As transformers makes it for "sdpa", but it looks into no mask for whether that hides anything: a GPU would have
+    to be done with all that came before to tell."""
+    if attention_mask is not None:
+        options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return sdpa_mask(*args, attention_mask=attention_mask, **options)
+
+
 AttentionInterface.register(BLOCKS, _in_blocks)
 AttentionMaskInterface.register(BLOCKS, _mask)
+AttentionInterface.register(FUSED, sdpa_attention_forward)
+AttentionMaskInterface.register(FUSED, _mask_that_is_there)

@@ -121,7 +121,7 @@ def tiled(n_tokens: int) -> int:
 
 def collate(
     columns: dict[str, list[Any]], pad_id: int, device: Any = "cpu", n_tokens: int | None = None
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """The columns of a batch's rows as tensors: see `heads.Batch` for their shapes. Windows are padded to the longest,
     or to `n_tokens`, of which none has more."""
     import torch
@@ -154,10 +154,24 @@ def collate(
         batch["soft_targets"] = torch.tensor(columns["soft_targets"])
     if "labels" in columns:
         batch["labels"] = _labels(columns["labels"])
+        if _are_texts(columns["labels"]):
+            batch["told"] = told(batch["labels"])
+    if torch.device(device).type == "cuda":  # from elsewhere a copy waits for all that was begun before it
+        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
     batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    numbers = {"n_rows": len(n_windows)}
     if "features" in columns:
-        batch["n_above"] = torch.tensor(columns["n_above"][0])
-    return {**batch, "n_rows": torch.tensor(len(n_windows))}
+        numbers["n_above"] = columns["n_above"][0]
+    return batch | numbers
+
+
+def told(labels: Tensor) -> Tensor:
+    """The places of the labels of text that are none of `IGNORED`, row after row, in labels that are flat."""
+    return (labels.flatten() != IGNORED).nonzero()[:, 0]
+
+
+def _are_texts(labels: list[Any]) -> bool:
+    return isinstance(labels[0], list) and isinstance(labels[0][0], list)
 
 
 def _labels(labels: list[Any]) -> Tensor:
@@ -165,7 +179,7 @@ def _labels(labels: list[Any]) -> Tensor:
 
     if not isinstance(labels[0], list):
         return torch.tensor(labels)
-    if isinstance(labels[0][0], list):
+    if _are_texts(labels):
         return _pad([window for windows in labels for window in windows], IGNORED, torch.long)
     if any(isinstance(value, float) for value in labels[0]):
         return _pad(labels, float("nan"), torch.float)

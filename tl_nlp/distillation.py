@@ -93,7 +93,7 @@ class Inside:
                 gaps = gaps + self.choices.hidden * self._of_states(ours, theirs)
             if self.choices.relations:
                 gaps = gaps + self.choices.relations * self._of_relations(ours, theirs, mask)
-            of_examples = pool(gaps.flatten().unsqueeze(1), rows, mask.flatten(), int(batch["n_rows"]))
+            of_examples = pool(gaps.flatten().unsqueeze(1), rows, mask.flatten(), batch["n_rows"])
             total = total + of_examples.sum() / len(passes)
         return total * batch["labels"][0].numel()
 

@@ -64,20 +64,20 @@ class Document(nn.Module):
         # for each group, the first for those not known: of what is read and a constant
         self.own = _at_rest(nn.Embedding(n_groups + 1, n_outputs * (n_read + n_surface + 1))) if n_groups else None
 
-    def forward(self, states: Tensor, batch: dict[str, Tensor] | None = None) -> Tensor:
+    def forward(self, states: Tensor, batch: dict[str, Any] | None = None) -> Tensor:
         """From states of shape (windows, tokens, hidden); without a batch they pass, as the logits of their model."""
         if batch is None:
             return states
         return self.logits(self.laid_out(states, batch), batch.get("surface"), batch.get("group"))
 
-    def laid_out(self, states: Tensor, batch: dict[str, Tensor]) -> Laid:
+    def laid_out(self, states: Tensor, batch: dict[str, Any]) -> Laid:
         """What it reads of states of shape (windows, tokens, hidden), by example."""
         if self.comparison is not None:
             return [part for side in (TEXT, STATED, ASKED) for part in _tokens(states, batch, side)]
         mask = batch["attention_mask"].unsqueeze(2).to(states)
         windows = (states * mask).sum(1) / mask.sum(1).clamp_min(1)
         lengths = batch["lengths"].to(windows)
-        return list(_laid_out(windows, lengths, batch["rows"], int(batch["n_rows"])))
+        return list(_laid_out(windows, lengths, batch["rows"], batch["n_rows"]))
 
     def logits(self, laid: Laid, surface: Tensor | None = None, group: Tensor | None = None) -> Tensor:
         """Of shape (examples, outputs), from what was laid out, surface features of shape (examples, features) and the
@@ -165,11 +165,11 @@ _SPREAD = 5.0  # brings shares, most of them between 0.3 and 0.8, to about one
 _LEAST = 1e-3  # of what is raised to a power, whose slope at 0 has no end
 
 
-def _tokens(states: Tensor, batch: dict[str, Tensor], side: int) -> tuple[Tensor, Tensor]:
+def _tokens(states: Tensor, batch: dict[str, Any], side: int) -> tuple[Tensor, Tensor]:
     """The tokens of a side by example: of shape (examples, tokens, hidden), and which of them are."""
     there = batch["sides"] == side
     rows = batch["rows"].unsqueeze(1).expand_as(there)[there]
-    laid, lengths = _laid_out(states[there], torch.ones_like(rows), rows, int(batch["n_rows"]))
+    laid, lengths = _laid_out(states[there], torch.ones_like(rows), rows, batch["n_rows"])
     return laid, lengths > 0
 
 

@@ -189,8 +189,8 @@ def _likely(predictor: Predictor, values: dict[str, list[Any]], texts: list[np.n
             decoder = predictor.model.reading(encoded[[row]])
             logits = np.stack([decoder(tokens, None) for tokens in ids[:, :-1].T], 1)[is_told]
         else:
-            batch = collate({"input_ids": encoded[[row]]["input_ids"]}, predictor.pad_id)
-            batch["labels"] = torch.from_numpy(np.where(is_told, ids[:, 1:], IGNORED))
+            labels = [np.where(is_told, ids[:, 1:], IGNORED).tolist()]
+            batch = collate({"input_ids": encoded[[row]]["input_ids"], "labels": labels}, predictor.pad_id)
             with inferring(predictor.model, "float32"):
                 logits = predictor.head.logits(predictor.model, batch).numpy()
         found.append(np.take_along_axis(log_softmax(logits), ids[:, 1:][is_told][:, None], 1))

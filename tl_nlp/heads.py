@@ -19,15 +19,17 @@ from tl_nlp.decoding import asked_beyond, in_their_words, options_of, texts_of
 from tl_nlp.errors import RecipeError
 from tl_nlp.families import without_peft
 from tl_nlp.objective import Objective, divergence, from_teacher, listwise, yes_or_no
-from tl_nlp.states import entered, states_above
-from tl_nlp.types import IGNORED
+from tl_nlp.states import entered, looked_at
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 """`attention_mask` and `input_ids` of shape (windows, tokens), or in their place `states` of shape (windows, tokens,
 hidden), which the top `n_above` blocks of the encoder read, or where that is 0 what stands on it; of shape (windows,):
-`rows`, the index of each window's example, and `lengths`, the tokens it stands for; `n_rows`; where the task counts
-them `surface` of shape (examples, features) and `group` of shape (examples,); with targets `labels` of shape
-(examples, ...), or for text (windows, tokens); with a teacher its `soft_targets` of shape (examples, answers)."""
+`rows`, the index of each window's example, and `lengths`, the tokens it stands for; where the task counts them
+`surface` of shape (examples, features) and `group` of shape (examples,); with targets `labels` of shape (examples,
+...), or for text (windows, tokens), and then `told`, the places of those that are none of `IGNORED`; with a teacher its
+`soft_targets` of shape (examples, answers). `n_rows` and `n_above` are numbers and no tensors.
+
+While a model trains nothing here asks a GPU for a number, which would wait for all that it is still to do."""
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -56,7 +58,7 @@ class Head:
         """What the loss and the inference are computed from, the first dimension being the examples."""
         raise NotImplementedError
 
-    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
+    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor | int]:
         """The sum of the loss over what it counts, and that count."""
         raise NotImplementedError
 
@@ -89,7 +91,7 @@ def _forward(model: Any, batch: Batch) -> Tensor:
     inputs = {name: batch[name] for name in _INPUTS if name in batch}
     if "states" not in batch:
         return model(**inputs).logits.float()
-    with entered(model, batch["states"], int(batch["n_above"])):
+    with entered(model, batch["states"], batch["n_above"]):
         return model(inputs_embeds=batch["states"], **inputs).logits.float()
 
 
@@ -155,7 +157,7 @@ class Pooled(Head):
             logits, rows = logits.flatten(0, 1), rows.repeat_interleave(mask.shape[1])
         else:
             weights = batch["lengths"]
-        return pool(logits, rows, weights, int(batch["n_rows"]))
+        return pool(logits, rows, weights, batch["n_rows"])
 
 
 class Classify(Pooled):
@@ -165,7 +167,7 @@ class Classify(Pooled):
     https://arxiv.org/abs/2007.07314, equation 10), which acts on the loss and not on the inference.
     """
 
-    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
+    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor | int]:
         labels = batch["labels"]
         if objective.log_priors is not None:
             logits = logits + objective.log_priors
@@ -193,7 +195,7 @@ class Multilabel(Pooled):
     Weights act on the labels that are there; smoothing moves targets towards one half.
     """
 
-    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
+    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor | int]:
         labels = batch["labels"]
         smooth = labels * (1 - objective.label_smoothing) + objective.label_smoothing / 2
         losses = functional.binary_cross_entropy_with_logits(
@@ -202,7 +204,7 @@ class Multilabel(Pooled):
         if objective.focal_gamma:
             right = torch.where(labels > 0.5, logits, -logits).sigmoid()
             losses = losses * (1 - right).clamp_min(_NEVER_SURE) ** objective.focal_gamma
-        return losses.sum(), torch.tensor(labels.numel())
+        return losses.sum(), labels.numel()
 
     def soft_loss(self, logits: Tensor, batch: Batch, temperature: float) -> Tensor:
         both = (yes_or_no(one / temperature) for one in (logits, batch["soft_targets"]))
@@ -225,19 +227,22 @@ class Regress(Pooled):
         super().__init__(pooling, **shape)
         self.is_huber = loss == "huber"
 
-    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
+    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor | int]:
         labels = batch["labels"]
         known = ~labels.isnan()
-        losses = self._distances(logits[known], labels[known]).sum()
-        return losses + objective.ranking * listwise(self.shares(logits), labels), known.sum()
+        losses = self._distances(logits, labels.nan_to_num()).masked_fill(~known, 0).sum()
+        return losses + self._disorder(logits, labels, objective), known.sum()
+
+    def _disorder(self, logits: Tensor, labels: Tensor, objective: Objective) -> Tensor | float:
+        return objective.ranking * listwise(self.shares(logits), labels) if objective.ranking else 0.0
 
     def soft_targets(self, logits: Tensor) -> Tensor:
         return self.shares(logits)
 
     def soft_loss(self, logits: Tensor, batch: Batch, temperature: float) -> Tensor:
         """Of the traits that have a label, so that it counts what the loss counts."""
-        known = ~batch["labels"].isnan()
-        return self._distances(self.shares(logits)[known], batch["soft_targets"][known]).sum()
+        distances = self._distances(self.shares(logits), batch["soft_targets"])
+        return distances.masked_fill(batch["labels"].isnan(), 0).sum()
 
     def _distances(self, found: Tensor, wanted: Tensor) -> Tensor:
         if self.is_huber:
@@ -249,7 +254,8 @@ class Regress(Pooled):
         return logits
 
     def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        return (self.shares(one) - self.shares(other))[~batch["labels"].isnan()].square().sum()
+        gaps = (self.shares(one) - self.shares(other)).square()
+        return gaps.masked_fill(batch["labels"].isnan(), 0).sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         return list(self.shares(self.logits(model, batch)).cpu().numpy())
@@ -270,7 +276,7 @@ class Ordinal(Regress):
         super().__init__(pooling, **shape)
         self.n_levels = n_levels
 
-    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
+    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor | int]:
         labels = batch["labels"]
         known = ~labels.isnan()
         asked = logits.unflatten(1, (labels.shape[1], -1))
@@ -278,7 +284,7 @@ class Ordinal(Regress):
         steps = torch.arange(self.n_levels - 1, device=logits.device)
         losses = functional.binary_cross_entropy_with_logits(asked, (levels > steps).to(asked), reduction="none")
         losses = losses.masked_fill((levels < steps) | ~known.unsqueeze(2), 0).sum()
-        return losses + objective.ranking * listwise(self.shares(logits), labels), known.sum()
+        return losses + self._disorder(logits, labels, objective), known.sum()
 
     def shares(self, logits: Tensor) -> Tensor:
         return logits.unflatten(1, (-1, self.n_levels - 1)).sigmoid().cumprod(2).mean(2)
@@ -301,16 +307,15 @@ class Select(Head):
     def logits(self, model: Any, batch: Batch) -> Tensor:
         """Of shape (examples, sentences), -inf where no token was."""
         logits = _forward(model, batch)
-        sentences, n_rows = batch["sentence_ids"], int(batch["n_rows"])
-        inside = sentences >= 0
+        sentences, n_rows = batch["sentence_ids"], batch["n_rows"]
         n_sentences = int(sentences.max()) + 1 if "labels" not in batch else batch["labels"].shape[1]
-        places = (batch["rows"].unsqueeze(1) * n_sentences + sentences)[inside]
-        ones = torch.ones_like(places)
-        pooled = pool(logits[..., 0][inside].unsqueeze(1), places, ones, n_rows * n_sentences)
-        seen = ones.new_zeros(n_rows * n_sentences).index_add(0, places, ones) > 0
+        inside = (sentences >= 0).long().flatten()
+        places = (batch["rows"].unsqueeze(1) * n_sentences + sentences.clamp_min(0)).flatten()
+        pooled = pool(logits.flatten(0, 1)[:, :1], places, inside, n_rows * n_sentences)
+        seen = inside.new_zeros(n_rows * n_sentences).index_add(0, places, inside) > 0
         return pooled[:, 0].masked_fill(~seen, -torch.inf).view(n_rows, n_sentences)
 
-    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
+    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor | int]:
         labels = batch["labels"]
         known = ~labels.isnan() & ~logits.isinf()
         targets = (labels / self.temperature).masked_fill(~known, -torch.inf).softmax(-1)
@@ -324,14 +329,6 @@ class Select(Head):
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
         return list(self.logits(model, batch).cpu().numpy())
-
-
-def _looked_at(model: Any, batch: Batch) -> dict[str, Tensor]:
-    """What a decoder is to look at: tokens, or in their place `states` that come out of the encoder."""
-    mask = batch["attention_mask"]
-    if "states" not in batch:
-        return {"input_ids": batch["input_ids"], "attention_mask": mask}
-    return {"states": states_above(model, batch["states"], int(batch["n_above"]), mask), "attention_mask": mask}
 
 
 class Generate(Head):
@@ -357,29 +354,31 @@ class Generate(Head):
     def logits(self, model: Any, batch: Batch) -> Tensor:
         """Of shape (labels, vocabulary), of the labels that are none of `IGNORED`, window after window: each token's
         given those before it."""
-        plain, is_told = without_peft(model), batch["labels"] != IGNORED
+        plain, told = without_peft(model), batch["told"]
         before = plain.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
-        inputs = in_their_words(_looked_at(model, batch))
+        inputs = in_their_words(looked_at(model, batch))
         # more than half of the places are padding, and the vocabulary takes a quarter of a step of MiniLM's size
-        hook = plain.get_output_embeddings().register_forward_pre_hook(lambda _, states: (states[0][is_told],))
+        hook = plain.get_output_embeddings().register_forward_pre_hook(
+            lambda _, states: (states[0].flatten(0, 1)[told],)
+        )
         try:
             return model(**inputs, decoder_input_ids=before, use_cache=False).logits.float()
         finally:
             hook.remove()
 
-    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
-        labels = batch["labels"][batch["labels"] != IGNORED]
+    def loss(self, logits: Tensor, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor | int]:
+        labels = batch["labels"].flatten()[batch["told"]]
         smoothing = objective.label_smoothing
         loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="sum")
-        return loss, torch.tensor(len(labels), device=labels.device)
+        return loss, len(labels)
 
     def divergence(self, one: Tensor, other: Tensor, batch: Batch) -> Tensor:
         return divergence(one, other).sum()
 
     def infer(self, model: Any, batch: Batch) -> list[np.ndarray]:
-        written = texts_of(model, _looked_at(model, batch), self.searched)
+        written = texts_of(model, looked_at(model, batch), self.searched)
         rows = batch["rows"].cpu().numpy()
-        return [written[rows == row] for row in range(int(batch["n_rows"]))]
+        return [written[rows == row] for row in range(batch["n_rows"])]
 
 
 HEADS: dict[str, type[Head]] = {

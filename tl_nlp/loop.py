@@ -6,6 +6,7 @@ import math
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -18,7 +19,7 @@ from tl_nlp.errors import Interrupted, NotFiniteError, RunError
 from tl_nlp.hardware import EnergyMeter
 from tl_nlp.run import Run, differences
 from tl_nlp.schedule import Plan
-from tl_nlp.steps import Steps, Taken, freeze
+from tl_nlp.steps import Begun, Steps, Taken, freeze
 from tl_nlp.types import Metrics
 from tl_nlp.weights import Average
 
@@ -70,34 +71,47 @@ def fit(
         file=sys.stderr,
         disable=not accelerator.is_main_process,
     )
-    with bar, signals.held() as received:
-        while progress.step < plan.steps and not progress.stopped_early:
-            started = time.perf_counter()
-            taken = _take(steps, progress, run, ids)
-            progress.step += 1
-            progress.seconds += time.perf_counter() - started
+    begun: deque[Begun] = deque()  # steps that were not asked yet what they were
+    n_ahead = 0 if average.ema else _AHEAD.get(steps.device.type, 0)
+
+    def end(n_left: int) -> Taken | None:
+        """Asks all but the latest steps; what the last one asked was, None where it was left out."""
+        taken = None
+        while len(begun) > n_left:
+            taken = _end(begun.popleft(), steps, progress, run, ids)
             if taken is not None:
                 average.after_step()
                 progress.rows += taken.n_rows
                 progress.losses.append(taken.loss)
                 shown = taken.rates.backbone or taken.rates.head
                 bar.set_postfix(loss=f"{taken.loss:.3f}", lr=f"{shown:.1e}", refresh=False)
-            bar.update()
+        return taken
+
+    with bar, signals.held() as received:
+        while progress.step < plan.steps and not progress.stopped_early:
+            started = time.perf_counter()
+            begun.append(_begin(steps, progress, run))
+            progress.step += 1
             last = progress.step == plan.steps
-            if taken is not None and (last or progress.step % report_every == 0):
+            is_told = last or progress.step % report_every == 0
+            is_evaluated = last or progress.step % plan.eval_every == 0
+            taken = end(0 if is_told or is_evaluated else n_ahead)
+            progress.seconds += time.perf_counter() - started
+            bar.update()
+            if taken is not None and is_told:
                 if accelerator.is_main_process:
                     _report(run, progress, plan, taken)
                 progress.losses = []
             improved = False
-            if last or progress.step % plan.eval_every == 0:
+            if is_evaluated:
                 average.before_evaluation()
                 with weights.replaced(average.value()):
                     improved = _evaluate(progress, plan, validate, main_metric, training.patience, run, accelerator)
             if (joules := meter.joules()) is not None:
                 progress.joules = (progress.joules or 0.0) + joules
-            n_signals = accelerator.reduce(torch.tensor(len(received), device=steps.device), "sum")
-            stop = n_signals > 0 and not last
+            stop = _is_any(received, accelerator) and not last
             if improved or last or stop or progress.stopped_early or progress.step % plan.save_every == 0:
+                end(0)
                 _save(run, steps, average, progress)
             if stop:
                 number = received[0] if received else signal.SIGTERM
@@ -116,15 +130,42 @@ def fit(
     return progress
 
 
-def _take(steps: Steps, progress: Progress, run: Run, ids: Sequence[str]) -> Taken | None:
-    """The next step; None where it was left out, as `training.skip_bad_steps` allows."""
+_AHEAD = {"cuda": 1}
+"""How many steps a kind of device may be told before it is asked what the one before them was."""
+
+
+def _is_any(received: list[int], accelerator: Accelerator) -> bool:
+    """Whether any process was sent a signal."""
+    if accelerator.num_processes == 1:
+        return bool(received)
+    return bool(accelerator.reduce(torch.tensor(len(received), device=accelerator.device), "sum") > 0)
+
+
+def _begin(steps: Steps, progress: Progress, run: Run) -> Begun:
+    """The next step, and a word where it did not fit in memory as the one before did."""
     size, step, is_main = steps.device_batch_size, progress.step, steps.accelerator.is_main_process
+    begun = steps.begin(step)
+    progress.device_batch_size = steps.device_batch_size
+    if is_main and steps.device_batch_size < size:
+        now = steps.device_batch_size
+        run.log(step + 1, (step + 1) / steps.plan.steps_per_epoch, "memory", {"device_batch_size": now})
+        tqdm.write(
+            f"step {step + 1}: out of memory; device_batch_size goes from {size} to {now}, in more passes for a step, "
+            f"and batch_size stays {steps.training.batch_size}",
+            file=sys.stderr,
+        )
+    return begun
+
+
+def _end(begun: Begun, steps: Steps, progress: Progress, run: Run, ids: Sequence[str]) -> Taken | None:
+    """What a step was; None where it was left out, as `training.skip_bad_steps` allows."""
+    is_main = steps.accelerator.is_main_process
     try:
-        taken = steps.take(step)
+        return begun.end()
     except NotFiniteError as error:
         if is_main:
             values = {"loss": str(error.loss), "grad_norm": str(error.norm)}  # JSON has no NaN
-            run.log(step + 1, (step + 1) / steps.plan.steps_per_epoch, "bad_step", values)
+            run.log(begun.step + 1, (begun.step + 1) / steps.plan.steps_per_epoch, "bad_step", values)
         rows = ", ".join(ids[row] for row in error.rows)
         most = steps.training.skip_bad_steps
         if progress.skipped >= most:
@@ -137,16 +178,6 @@ def _take(steps: Steps, progress: Progress, run: Run, ids: Sequence[str]) -> Tak
         if is_main:
             tqdm.write(f"{error}, on the rows {rows}; it is left out, {progress.skipped} of {most}", file=sys.stderr)
         return None
-    progress.device_batch_size = steps.device_batch_size
-    if is_main and steps.device_batch_size < size:
-        now = steps.device_batch_size
-        run.log(step + 1, (step + 1) / steps.plan.steps_per_epoch, "memory", {"device_batch_size": now})
-        tqdm.write(
-            f"step {step + 1}: out of memory; device_batch_size goes from {size} to {now}, in more passes for a step, "
-            f"and batch_size stays {steps.training.batch_size}",
-            file=sys.stderr,
-        )
-    return taken
 
 
 def _report(run: Run, progress: Progress, plan: Plan, taken: Taken) -> None:

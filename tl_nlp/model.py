@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_nlp import document
+from tl_nlp.attention import FUSED
 from tl_nlp.errors import CheckpointError, HardwareError, RecipeError
 from tl_nlp.families import blocks, head_modules, in_head, within_block, without_peft
 from tl_nlp.heads import head_of
@@ -247,9 +248,9 @@ def _attention(recipe: Recipe, skeleton: Any) -> str:
     import torch
 
     chosen = recipe.training.compute.attention
-    if chosen != "auto":
-        return chosen
-    return "sdpa" if torch.cuda.is_available() and skeleton._supports_sdpa else "eager"
+    if chosen == "auto":
+        chosen = "sdpa" if torch.cuda.is_available() and skeleton._supports_sdpa else "eager"
+    return FUSED if chosen == "sdpa" else chosen
 
 
 def _as_float32(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

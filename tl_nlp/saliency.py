@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tl_nlp.batches import told
 from tl_nlp.errors import CheckpointError, HardwareError
 from tl_nlp.families import encoder_of, without_peft
 from tl_nlp.hardware import inferring
@@ -55,7 +56,8 @@ def of_text(labels: Tensor, is_counted: Tensor) -> Value:
     """The log-probability of the tokens that are counted, summed over all windows of an example, from logits of shape
     (examples * labels that are none of `IGNORED`, vocabulary); labels and `is_counted` are of shape (windows, tokens).
     """
-    wanted, counts = labels[labels != IGNORED], is_counted[labels != IGNORED]
+    places = told(labels)
+    wanted, counts = labels.flatten()[places], is_counted.flatten()[places]
 
     def value(logits: Tensor) -> Tensor:
         n_examples = len(logits) // len(wanted)
@@ -120,12 +122,14 @@ class Reading:
         batch = {
             name: tensor.repeat(n_copies, *[1] * (tensor.dim() - 1))
             for name, tensor in self.batch.items()
-            if name not in ("rows", "n_rows")
+            if name not in ("rows", "told", "n_rows")
         }
         if input_ids is not None:
             batch["input_ids"] = input_ids.flatten(0, 1)
         batch["rows"] = torch.arange(n_copies, device=batch["input_ids"].device).repeat_interleave(n_windows)
-        batch["n_rows"] = torch.tensor(n_copies)
+        batch["n_rows"] = n_copies
+        if "labels" in batch:
+            batch["told"] = told(batch["labels"])
         return self.value(self.predictor.head.logits(self.predictor.model, batch))
 
     def unknown(self, groups: Tensor) -> Tensor:

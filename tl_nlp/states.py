@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tl_nlp.decoding import in_their_words
 from tl_nlp.families import blocks, encoder_of, head_modules
 
 
@@ -42,13 +43,17 @@ def states_below(encoder: Any, n_above: int, **inputs: Tensor) -> Tensor:
     return seen[0][0] if isinstance(seen[0], tuple) else seen[0]
 
 
-def states_above(model: Any, states: Tensor, n_above: int, mask: Tensor) -> Tensor:
-    """What the decoder of a writer looks at, of states that the top `n_above` blocks of its encoder read."""
-    if not n_above:
-        return states
-    encoder = encoder_of(model)
-    with _from_within(encoder, states, n_above):
-        return encoder(inputs_embeds=states, attention_mask=mask).last_hidden_state
+def looked_at(model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """What the decoder of a writer is to look at: the tokens of a batch (`heads.Batch`), or, where it has states that
+    the top `n_above` blocks of the encoder read, `states` that come out of it."""
+    mask = batch["attention_mask"]
+    if "states" not in batch:
+        return {"input_ids": batch["input_ids"], "attention_mask": mask}
+    states, n_above, encoder = batch["states"], batch["n_above"], encoder_of(model)
+    if n_above:
+        with _from_within(encoder, states, n_above):
+            states = encoder(inputs_embeds=states, attention_mask=mask).last_hidden_state
+    return {"states": states, "attention_mask": mask}
 
 
 @contextmanager
@@ -122,8 +127,6 @@ def can_be_entered(model: Any, n_above: int, learning: Iterable[nn.Parameter]) -
 
 
 def _answers_the_same(model: Any, n_above: int) -> bool:
-    from transformers.modeling_outputs import BaseModelOutput
-
     encoder, device = encoder_of(model), next(model.parameters()).device
     *_, there = _blocks(encoder)
     names = [name for name, _ in encoder.named_parameters()]
@@ -139,8 +142,8 @@ def _answers_the_same(model: Any, n_above: int) -> bool:
     with torch.no_grad():
         if model.config.is_encoder_decoder:
             plain = model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids).logits
-            read = BaseModelOutput(states_above(model, states, n_above, mask))
-            again = model(encoder_outputs=read, attention_mask=mask, decoder_input_ids=ids).logits
+            read = looked_at(model, {"states": states, "n_above": n_above, "attention_mask": mask})
+            again = model(**in_their_words(read), decoder_input_ids=ids).logits
         else:
             plain = model(input_ids=ids, attention_mask=mask).logits
             with entered(model, states, n_above):

@@ -45,6 +45,32 @@ class Taken:
     rates: Rates
 
 
+@dataclass
+class Begun:
+    """A step that a GPU may still be computing."""
+
+    step: int
+    rows: list[int]
+    n_learning: int
+    rates: Rates
+    numbers: Tensor  # of its loss the sum and the count, and the norm of its gradient
+
+    def end(self) -> Taken:
+        """What it was, once it is done. Raises NotFiniteError where loss or gradient was no number, and then it has
+        changed no weight."""
+        total, count, norm = self.numbers.tolist()
+        loss = total / count
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise NotFiniteError(
+                f"step {self.step + 1}: the loss is {loss} and the gradient's norm {norm}, at the rates "
+                f"{self.rates.backbone:.3g} and {self.rates.head:.3g} for the head",
+                loss,
+                norm,
+                self.rows,
+            )
+        return Taken(loss, norm, len(self.rows), self.n_learning, self.rates)
+
+
 class Steps:
     """Takes one optimization step after another.
 
@@ -85,12 +111,15 @@ class Steps:
         self._n_learning = 0
 
     def take(self, step: int, rates: Rates | None = None) -> Taken:
-        """One step, at the plan's rates or at others.
+        """One step, at the plan's rates or at others; see `begin` and `Begun.end`."""
+        return self.begin(step, rates).end()
 
-        Where it does not fit in memory, `device_batch_size` is halved until it does, and stays so.
+    def begin(self, step: int, rates: Rates | None = None) -> Begun:
+        """Tells the device all of a step; a GPU is asked for no number of it, so that the next can begin before it is
+        done, but by several processes and by an optimizer that is not fused.
 
-        Raises NotFiniteError where loss or gradient is no number, and then no weight has changed; HardwareError where
-        one row is too much.
+        Where it does not fit in memory, `device_batch_size` is halved until it does, and stays so. Raises HardwareError
+        where one row is too much.
         """
         epoch, place = divmod(step, self.plan.steps_per_epoch)
         if self._order[0] != epoch:
@@ -106,19 +135,18 @@ class Steps:
                 break
             self._halve(step, rows)
         norm = self._clip(count)
-        loss = total / count
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NotFiniteError(
-                f"step {step + 1}: the loss is {loss} and the gradient's norm {norm}, at the rates "
-                f"{rates.backbone:.3g} and {rates.head:.3g} for the head",
-                loss,
-                norm,
-                rows,
-            )
-        self.optimizer.step()
+        self._move(torch.isfinite(total / count) & torch.isfinite(norm))
         self.optimizer.zero_grad(set_to_none=True)
-        return Taken(loss, norm, len(rows), self._n_learning, rates)
+        return Begun(step, rows, self._n_learning, rates, torch.stack([total, count, norm]))
+
+    def _move(self, is_finite: Tensor) -> None:
+        """Moves the weights, where loss and gradient are numbers."""
+        if self.training.compute.optimizer == "fused":
+            # as torch.amp.GradScaler tells it; the kernel then moves nothing
+            self.optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif is_finite:
+            self.optimizer.step()
 
     def unfreeze(self, step: int) -> None:
         """Lets learn what the method says for this step.
@@ -165,21 +193,24 @@ class Steps:
             group["betas"] = (self.plan.momentum(step), group["betas"][1])
         return rates
 
-    def _backward(self, step: int, rows: list[int]) -> tuple[float, float, int]:
-        """Adds the gradient of the summed loss of this process's rows; returns sum and count over all processes, and
-        how many of these had too little memory."""
+    def _backward(self, step: int, rows: list[int]) -> tuple[Tensor, Tensor, int]:
+        """Adds the gradient of the summed loss of this process's rows; returns sum and count over all processes, in
+        float64, and how many of these had too little memory."""
         by_length = sorted(rows, key=lambda index: -max(self.lengths[index]))
         here = by_length[self.accelerator.process_index :: self.accelerator.num_processes]
-        sums = torch.zeros(3, device=self.device)
+        sums, n_failed = torch.zeros(2, device=self.device), 0
         try:
             for pass_rows in passes(here, self.lengths, self.device_batch_size):
-                sums[:2] += self._pass(step, pass_rows)
+                sums += self._pass(step, pass_rows)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            sums[2] = 1  # told to the other processes, which halve too
-        total, count, n_failed = self.accelerator.reduce(sums, "sum").tolist()
-        return total, count, int(n_failed)
+            n_failed = 1
+        if self.accelerator.num_processes > 1:
+            *sums, failed = self.accelerator.reduce(torch.cat([sums, sums.new_full((1,), n_failed)]), "sum")
+            n_failed = int(failed)  # all halve where one must
+        total, count = (one.double() for one in sums)
+        return total, count, n_failed
 
     def _pass(self, step: int, rows: list[int]) -> Tensor:
         """Adds the gradient of the summed loss of rows in one pass; returns sum and count. Apart, so that nothing of a
@@ -190,7 +221,7 @@ class Steps:
         ):  # its backward pass too, which draws again under gradient checkpointing
             loss, count = self.loss(step, rows)
             loss.backward()
-        return torch.stack([loss.detach(), count.to(loss)])
+        return torch.stack([loss.detach(), count.to(loss) if isinstance(count, Tensor) else loss.new_full((), count)])
 
     def _halve(self, step: int, rows: list[int]) -> None:
         """Half as many sequences in a pass, and nothing kept of the step so far."""
@@ -210,7 +241,7 @@ class Steps:
             )
         self.device_batch_size = size
 
-    def loss(self, step: int, rows: list[int]) -> tuple[Tensor, Tensor]:
+    def loss(self, step: int, rows: list[int]) -> tuple[Tensor, Tensor | float]:
         """The sum of the loss over what it counts in these rows, and that count."""
         epoch = step // self.plan.steps_per_epoch
         batch = collate(self.examples(epoch)[rows], self.pad_id, self.device)
@@ -228,7 +259,7 @@ class Steps:
                 loss = loss + teacher.loss(seen, batch)
         return loss, count
 
-    def _of_logits(self, logits: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+    def _of_logits(self, logits: Tensor, batch: Batch, step: int) -> tuple[Tensor, Tensor | float]:
         """The loss of logits; under mixup that of shares of two rows (Zhang et al. 2018).
 
         The heads' last layer is linear, so sharing logits is sharing the states it reads.
@@ -238,14 +269,14 @@ class Steps:
             return self._of_targets(logits, batch)
         draw = np.random.default_rng(_mix(self.training.seed, step, "mixup"))
         share = float(draw.beta(alpha, alpha))
-        partner = torch.as_tensor(draw.permutation(len(logits)), device=logits.device)
+        partner = torch.as_tensor(draw.permutation(len(logits))).to(logits.device, non_blocking=True)
         mixed = share * logits + (1 - share) * logits[partner]
         partners = {name: batch[name][partner] for name in _TARGETS if name in batch}
         one, count = self._of_targets(mixed, batch)
         other, others = self._of_targets(mixed, {**batch, **partners})
         return share * one + (1 - share) * other, share * count + (1 - share) * others
 
-    def _of_targets(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _of_targets(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor | int]:
         """The loss of logits against labels, and against a teacher's answers where there are any."""
         loss, count = self.head.loss(logits, batch, self.objective)
         chosen = self.training.distillation
@@ -254,8 +285,9 @@ class Steps:
             loss = (1 - chosen.weight) * loss + chosen.weight * soft
         return loss, count
 
-    def _clip(self, count: float) -> float:
-        """Pulls, makes gradients the mean over what all processes counted, and clips; returns their norm before."""
+    def _clip(self, count: Tensor) -> Tensor:
+        """Pulls, makes gradients the mean over what all processes counted, and clips; returns their norm before, in
+        float64."""
         learning = [weight for weight in self.weights.by_name.values() if weight.requires_grad]
         if self.accelerator.num_processes > 1:
             for weight in learning:  # a process without rows in this step, or whose rows do not reach the weight
@@ -267,10 +299,12 @@ class Steps:
                 weight.grad = gradient.view_as(weight)
         gradients = [weight.grad for weight in learning if weight.grad is not None]
         self.anchor.pull(count)
-        norm = float(torch.nn.utils.get_total_norm(gradients)) / count
+        norm = torch.nn.utils.get_total_norm(gradients).double() / count
         max_norm = self.training.max_grad_norm
-        shorter = max_norm / (norm + 1e-6) if max_norm is not None and max_norm < norm < math.inf else 1.0
-        torch._foreach_mul_(gradients, shorter / count)  # in one pass over them, not two
+        shorter = torch.ones_like(norm)
+        if max_norm is not None:
+            shorter = torch.where((max_norm < norm) & norm.isfinite(), max_norm / (norm + 1e-6), shorter)
+        torch._foreach_mul_(gradients, (shorter / count).float())  # in one pass over them, not two
         return norm
 
 

@@ -151,12 +151,12 @@ class Anchor:
                 if weight.grad is not None:
                     weight.grad.mul_(kept[name]).div_(1 - self.mixout)
 
-    def pull(self, count: float) -> None:
+    def pull(self, count: Tensor) -> None:
         """Adds the gradient of the distance, for each of what a summed loss counted, to what that gave."""
         for name in self.pulled:
             weight = self.weights.by_name[name]
             if weight.grad is not None:
-                weight.grad.add_(weight.detach() - self.start[name], alpha=self.l2_sp * count)
+                weight.grad.add_((weight.detach() - self.start[name]) * (self.l2_sp * count).float())
 
 
 class Average:
