@@ -1,5 +1,6 @@
 """The loop: gradients that depend on the recipe alone, seeds that fix everything, and trainings that resume exactly."""
 
+import gc
 import json
 import os
 import subprocess
@@ -223,6 +224,22 @@ def test_steps_that_are_begun_ahead_end_in_the_same_bytes(
         assert torch.equal(tensor, artifact(at_once)[name]), name
     with pytest.raises(RunError, match=r"step \d+: the loss is"):
         train(recipe.override("training.skip_bad_steps=0"))
+
+
+def test_a_training_leaves_no_model_in_memory(tiny_bert: Path, reviews: Path) -> None:
+    """Also where the collector does not come by itself, as it does not for what was there before the next training."""
+
+    def layers() -> int:
+        return sum(isinstance(one, torch.nn.Linear) for one in gc.get_objects())
+
+    gc.collect()
+    before = layers()
+    gc.disable()
+    try:
+        assert train(tiny_recipe(tiny_bert, reviews)).is_finished
+        assert layers() == before
+    finally:
+        gc.enable()
 
 
 def test_rates_and_decay_reach_the_weights_they_are_for(reviews: Path, tiny_bert: Path) -> None:

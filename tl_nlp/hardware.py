@@ -78,6 +78,7 @@ def old_objects_aside() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # the next block would pass over what this one leaves, a model among it
         gc.unfreeze()
 
 
