@@ -230,7 +230,7 @@ def test_a_training_leaves_no_model_in_memory(tiny_bert: Path, reviews: Path) ->
     """Also where the collector does not come by itself, as it does not for what was there before the next training."""
 
     def layers() -> int:
-        return sum(isinstance(one, torch.nn.Linear) for one in gc.get_objects())
+        return sum(type(one) is torch.nn.Linear for one in gc.get_objects())
 
     gc.collect()
     before = layers()
