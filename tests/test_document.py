@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,12 @@ from tl_nlp.windows import ASKED, STATED, TEXT, apart_windows
 N_HIDDEN = 8
 
 
-def batch_of(*lengths: list[int], **more: torch.Tensor) -> dict[str, torch.Tensor]:
+def batch_of(*lengths: list[int], **more: torch.Tensor) -> dict[str, Any]:
     """The batch of rows whose windows have so many tokens."""
     flat = torch.tensor([length for windows in lengths for length in windows])
     rows = torch.arange(len(lengths)).repeat_interleave(torch.tensor([len(windows) for windows in lengths]))
     mask = (torch.arange(int(flat.max())) < flat.unsqueeze(1)).long()
-    return {"rows": rows, "lengths": flat, "attention_mask": mask, "n_rows": torch.tensor(len(lengths)), **more}
+    return {"rows": rows, "lengths": flat, "attention_mask": mask, "n_rows": len(lengths), **more}
 
 
 def states_of(batch: dict[str, torch.Tensor], seed: int = 0) -> torch.Tensor:

@@ -100,6 +100,18 @@ def test_the_top_blocks_of_a_family_learn_from_states(
         torch.testing.assert_close(before[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["t5", "bart"])
+@pytest.mark.parametrize("method", ["head", "full", "top_layers"])
+def test_a_head_that_stands_on_a_decoder_learns_from_tokens(
+    family: str, method: str, reviews: Path, computed: list[int], request: pytest.FixtureRequest
+) -> None:
+    recipe = tiny_recipe(request.getfixturevalue(f"tiny_{family}"), reviews).override(
+        "training.epochs=2", f"method={method}", *(["method.head_epochs=1"] if method == "full" else [])
+    )
+    assert len(Predictor.load(train(recipe))(["the good film"])) == 1
+    assert not computed
+
+
 @pytest.mark.parametrize(
     "further",
     [

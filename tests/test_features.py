@@ -1,6 +1,8 @@
 """Cached features: the same training as without them, and only where they are sound."""
 
+import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from conftest import artifact, review_rows, tiny_recipe, write_jsonl
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tl_nlp import Predictor, features, train
 from tl_nlp.batches import window_lengths
@@ -170,6 +172,7 @@ def test_blocks_trained_on_kept_states_are_the_same_blocks(
     [
         ("t5", ["method=top_layers", "method.n_blocks=2", "task.beams=2"], {0}),
         ("t5", ["method=top_layers", "method.n_blocks=3"], set()),  # the lowest block has the others' distances
+        ("t5", ["method=top_layers", "method.n_blocks=2", "encoder_repetition_penalty"], set()),  # it asks for tokens
         ("bart", ["method=top_layers", "method.n_blocks=2", "task.candidates=3"], {0}),
         ("bart", ["method=top_layers", "method.n_blocks=3"], {1}),
         ("bert", ["checkpoint.warm_start=true", "method.head_epochs=1", "training.epochs=2"], {0}),
@@ -187,9 +190,24 @@ def test_a_decoder_learns_from_kept_states_as_from_tokens(
 ) -> None:
     monkeypatch.setenv("TL_NLP_CACHE", str(tmp_path / "cache"))
     rows = [{**row, "target": " ".join(row["text"].split()[:3])} for row in review_rows(90)]
-    recipe = tiny_recipe(
-        request.getfixturevalue(f"tiny_{family}"), write_jsonl(tmp_path / "rows.jsonl", rows), "summarization"
-    ).override("task.max_new_tokens=8", "training.dropout=0.1", "data.similarity=1", *overrides)
+    folder = tmp_path / family
+    shutil.copytree(request.getfixturevalue(f"tiny_{family}"), folder)
+    if "encoder_repetition_penalty" in overrides:
+        overrides = overrides[:-1]
+        (folder / "generation_config.json").write_text(
+            json.dumps(
+                {**json.loads((folder / "generation_config.json").read_text()), "encoder_repetition_penalty": 3.0}
+            )
+        )
+    if family == "bart":  # blocks that matter, as pretrained ones do
+        weights = load_file(folder / "model.safetensors")
+        larger = {
+            name: 8 * tensor if ".layers." in name and tensor.ndim > 1 else tensor for name, tensor in weights.items()
+        }
+        save_file(larger, folder / "model.safetensors", metadata={"format": "pt"})
+    recipe = tiny_recipe(folder, write_jsonl(tmp_path / "rows.jsonl", rows), "summarization").override(
+        "task.max_new_tokens=8", "training.dropout=0.1", "data.similarity=1", *overrides
+    )
     kept = train(recipe)
     assert {n_above for n_above, _ in reads} == places
     reads.clear()

@@ -641,6 +641,9 @@ def test_what_taught_a_student_has_a_licence_too(
     student = changed(lora, tmp_path / "run", f"training.distillation.teacher={teacher.folder}")
     assert push(student, "alice/taught", **world).returncode == 0
     assert card_of(hub, "alice/taught").data.license == "cc-by-nc-4.0"
+    silent = changed(lora, tmp_path / "silent", licence=Licence())
+    of_silent = changed(lora, tmp_path / "other", f"training.distillation.teacher={silent.folder}")
+    assert push(of_silent, "alice/of-silent", **world).returncode == 0  # of the same works, which the student's are
     shutil.rmtree(teacher.folder)
     refused = push(student, "alice/orphan", **world)
     assert refused.returncode == 1

@@ -150,9 +150,14 @@ def backbone(model: Any) -> Any:
     return without_peft(model).base_model
 
 
+def writes(model: Any) -> bool:
+    """Whether it has an encoder, and a decoder that writes: BART's and T5's classifiers have one that does not."""
+    plain = without_peft(model)
+    return plain.config.is_encoder_decoder and plain.can_generate()
+
+
 def encoder_of(model: Any) -> Any:
-    """The part of a model, adapted by PEFT or not, that reads texts: what the decoder of a writer looks at, else all
-    that the head stands on."""
+    """The part of a model, adapted by PEFT or not, that reads texts."""
     plain = without_peft(model)
     return plain.get_encoder() if plain.config.is_encoder_decoder else plain.base_model
 

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tl_nlp.batches import Columns, Encoded, budgeted, collate, tiled, window_lengths
-from tl_nlp.families import encoder_of, head_modules
+from tl_nlp.families import encoder_of, head_modules, writes
 from tl_nlp.feature_cache import FeatureCache, Kind, row_keys
 from tl_nlp.hardware import inferring, is_half, pass_tokens
 from tl_nlp.heads import Head
@@ -224,7 +224,7 @@ def last_states(
 
 def kind_of(model: Any, head: Head) -> Kind:
     """What the head reads of each window; a decoder looks at each token's state."""
-    if model.config.is_encoder_decoder:
+    if writes(model):
         return "tokens"
     if _reads_means(model, head):
         return "mean"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tl_nlp.errors import DataError
-from tl_nlp.families import without_peft
+from tl_nlp.families import encoder_of
 from tl_nlp.features import embeddings
 from tl_nlp.prediction import Predictor
 from tl_nlp.rows import columns_of
@@ -41,13 +41,13 @@ def nearest(predictor: Predictor, text: str, pair: str | None, rows: Dataset, n:
     predictor.refuse_export("states to compare texts by")
     from datasets import Dataset
 
-    task, model = predictor.task, without_peft(predictor.model)
+    task, encoder = predictor.task, encoder_of(predictor.model)
     names = tuple(name for name in (*COLUMNS, *task.columns) if name != "target")
 
     def states(values: dict[str, list[Any]]) -> np.ndarray:
         """Of length 1, shape (examples, hidden)."""
         encoded = Dataset.from_dict(task.encode(values, predictor.tokenizer))
-        found = embeddings(model, encoded, predictor.pad_id, predictor.precision, "embeddings")
+        found = embeddings(encoder, encoded, predictor.pad_id, predictor.precision, "embeddings")
         return found / np.linalg.norm(found, axis=1, keepdims=True)
 
     own = states({"id": ["0"], "text": [text], **({} if pair is None else {"pair": [pair]})})[0]

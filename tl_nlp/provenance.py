@@ -34,7 +34,7 @@ def licences(recipe: Recipe) -> list[Stated]:
 
     What the recipe says stands beside what cards and packages say, and takes the place of an unknown one.
     """
-    said, found = recipe.licence, [*_of_base(recipe), *_of_data(recipe)]
+    said, found = recipe.licence, [*_of_base(recipe), *_of_data(recipe), *_of_teacher(recipe)]
     parts = [Stated("model", recipe.name, said.model, "its publisher")] if said.model else []
     for part in ("base", "data"):
         theirs = [one for one in found if one.part == part]
@@ -43,7 +43,7 @@ def licences(recipe: Recipe) -> list[Stated]:
             known = [one for one in theirs if one.licence != "unknown"]
             theirs = [*known, Stated(part, theirs[0].work, licence, str(said.source))]
         parts += theirs
-    return list(dict.fromkeys([*parts, *_of_teacher(recipe)]))
+    return list(dict.fromkeys([*parts, *(one for one in found if one.part not in ("base", "data"))]))
 
 
 def _of_base(recipe: Recipe) -> list[Stated]:
@@ -81,10 +81,11 @@ def _of_teacher(recipe: Recipe) -> list[Stated]:
         return []
     name = recipe.training.distillation.teacher
     try:
-        return licences(read_recipe(artifact_folder(local(name))))
+        teachers = read_recipe(artifact_folder(local(name)))
     except TLError:
         work = name if is_id(name) else Path(name).name  # a path is nobody else's to know
         return [Stated("teacher", work, "unknown", "it is not where the recipe says")]
+    return licences(teachers)
 
 
 def _of_package(module: str) -> tuple[str, str]:

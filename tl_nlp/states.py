@@ -10,21 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tl_nlp.decoding import in_their_words
-from tl_nlp.families import blocks, encoder_of, head_modules
+from tl_nlp.decoding import asked_beyond, in_their_words
+from tl_nlp.families import blocks, encoder_of, head_modules, writes
 
 
 def reads_states(model: Any) -> bool:
-    """Whether it has a head or a decoder that reads the states of an encoder, and nothing of PEFT in between."""
-    return not hasattr(model, "peft_config") and (model.config.is_encoder_decoder or bool(head_modules(model)))
+    """Whether it has a head or a decoder that reads the states of an encoder, with nothing of PEFT in between, and no
+    search asks for the tokens."""
+    if hasattr(model, "peft_config"):
+        return False
+    if writes(model):
+        return asked_beyond(model) is None
+    return not model.config.is_encoder_decoder and bool(head_modules(model))
 
 
-def parts_below(encoder: nn.Module, n_above: int) -> list[nn.Module]:
-    """What makes the states that the top `n_above` blocks read, of 0 those that come out of the encoder."""
+def hold_still(encoder: nn.Module, n_above: int) -> None:
+    """Nothing drops out of what makes the states that the top `n_above` blocks read, of 0 those that come out of the
+    encoder."""
     if not n_above:
-        return [encoder]
+        encoder.eval()
+        return
+    encoder.training = False  # of itself alone: BART's drops out in front of its blocks
     _, _, there = _blocks(encoder)
-    return [*_first(encoder), *there[: len(there) - n_above]]
+    for part in (*_first(encoder), *there[: len(there) - n_above]):
+        part.eval()
 
 
 def states_below(encoder: Any, n_above: int, **inputs: Tensor) -> Tensor:
@@ -140,7 +149,7 @@ def _answers_the_same(model: Any, n_above: int) -> bool:
         return False
     states = states * mask.unsqueeze(2)  # as those of unlike lengths are padded
     with torch.no_grad():
-        if model.config.is_encoder_decoder:
+        if writes(model):
             plain = model(input_ids=ids, attention_mask=mask, decoder_input_ids=ids).logits
             read = looked_at(model, {"states": states, "n_above": n_above, "attention_mask": mask})
             again = model(**in_their_words(read), decoder_input_ids=ids).logits

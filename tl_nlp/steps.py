@@ -25,7 +25,7 @@ from tl_nlp.combinations import needs_whole_steps
 from tl_nlp.distillation import Inside, Seen
 from tl_nlp.dropout import fast_dropout
 from tl_nlp.errors import HardwareError, NotFiniteError, RecipeError
-from tl_nlp.families import encoder_of, head_modules
+from tl_nlp.families import backbone, encoder_of, head_modules, writes
 from tl_nlp.hardware import autocast, is_out_of_memory
 from tl_nlp.heads import Batch, Head
 from tl_nlp.objective import Objective
@@ -166,8 +166,8 @@ class Steps:
             self.model.train()
             n_above = 0 if self.is_alone else self.n_above
             if n_above is not None:
-                for part in states.parts_below(encoder_of(self.model), n_above):
-                    part.eval()
+                # a classifier's head stands on the decoder too, where there is one
+                states.hold_still((encoder_of if writes(self.model) else backbone)(self.model), n_above)
 
     def forget(self) -> None:
         """The next step says anew what learns and what drops out."""
@@ -221,7 +221,7 @@ class Steps:
         ):  # its backward pass too, which draws again under gradient checkpointing
             loss, count = self.loss(step, rows)
             loss.backward()
-        return torch.stack([loss.detach(), count.to(loss) if isinstance(count, Tensor) else loss.new_full((), count)])
+        return torch.stack([loss.detach(), loss.new_zeros(()) + count])
 
     def _halve(self, step: int, rows: list[int]) -> None:
         """Half as many sequences in a pass, and nothing kept of the step so far."""
