@@ -65,7 +65,8 @@ def pass_tokens(model: Any) -> int:
 
 
 def release() -> None:
-    """Memory that is free within the process goes back to the system, where the C library can be asked for it."""
+    """Memory that nothing holds any more goes back to the system, where the C library can be asked for it."""
+    gc.collect()
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from collections.abc import Callable
@@ -95,8 +94,7 @@ def _train(run: Run, prepared: Prepared, accelerator: Accelerator, weights_only:
     release()
     if known is not None:
         save_artifact(predictor.model, prepared.tokenizer, _calibrated(predictor, prepared, watched), run)
-        del steps, predictor
-        gc.collect()
+        del steps, predictor, probe
         release()  # or the model would be in memory twice while the artifact is scored
         _finish(run, prepared, watched, known, progress, estimate, started)
         write_report(run)
@@ -294,6 +292,7 @@ def _finish(
     was that was made when the clock stood at `started`, and writes results.json."""
     recipe, rows = prepared.recipe, prepared.rows
     predictor = Predictor.load(run)
+    release()
     tests = [split for split in rows if split not in ("train", "validation")]
     truth = {split: references(recipe.task, rows[split]) for split in tests}
     predictions = {}
