@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,16 @@ def test_fault_08_a_signal_before_the_loop_has_its_status_too(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "Traceback" not in errors and "tl-nlp: stopped by SIGTERM" in errors
+
+
+def test_fault_08_a_signal_that_was_lost_stops_before_the_first_step(tiny_bert: Path, reviews: Path) -> None:
+    """As one is that comes while Python cleans up, which lets nothing be raised."""
+    with signals.stopping():
+        with suppress(signals.Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises((Interrupted, signals.Stopped), match="stopped by SIGTERM"):
+            train(tiny_recipe(tiny_bert, reviews))
+    assert train(tiny_recipe(tiny_bert, reviews)).is_finished
 
 
 @pytest.mark.parametrize("place", ["checked", "score"])

@@ -19,20 +19,34 @@ class Stopped(KeyboardInterrupt):
         super().__init__(message)
 
 
+_told: list[int] = []  # signals within the outer `stopping`
+
+
 @contextmanager
 def stopping() -> Iterator[None]:
     """Within the block either signal raises Stopped."""
 
     def stop(number: int, frame: Any) -> None:
-        raise Stopped(number, f"stopped by {signal.Signals(number).name}")
+        _told.append(number)
+        _stop(number)
 
-    with _handled(stop):
-        yield
+    try:
+        with _handled(stop):
+            yield
+    finally:
+        _told.clear()
+
+
+def _stop(number: int) -> None:
+    raise Stopped(number, f"stopped by {signal.Signals(number).name}")
 
 
 @contextmanager
 def held() -> Iterator[list[int]]:
-    """Within the block the first signal is put into the list it yields; a second one raises Stopped."""
+    """Within the block the first signal is put into the list it yields; a second one raises Stopped, and so does one
+    from before the block that was lost: what is raised while Python cleans up goes no further."""
+    if _told:
+        _stop(_told[0])
     received: list[int] = []
 
     def note(number: int, frame: Any) -> None:
