@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -152,13 +151,30 @@ def test_fault_08_a_signal_before_the_loop_has_its_status_too(
     assert "Traceback" not in errors and "tl-nlp: stopped by SIGTERM" in errors
 
 
-def test_fault_08_a_signal_that_was_lost_stops_before_the_first_step(tiny_bert: Path, reviews: Path) -> None:
-    """As one is that comes while Python cleans up, which lets nothing be raised."""
-    with signals.stopping():
-        with suppress(signals.Stopped):
+def test_fault_08_a_signal_while_python_cleans_up_is_not_lost(
+    tiny_bert: Path, reviews: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `__del__` lets nothing be raised, and the signal comes again; faults of its own are told as ever."""
+
+    class Signalled:
+        def __del__(self) -> None:
             signal.raise_signal(signal.SIGTERM)
-        with pytest.raises((Interrupted, signals.Stopped), match="stopped by SIGTERM"):
-            train(tiny_recipe(tiny_bert, reviews))
+
+    with signals.stopping(), pytest.raises((Interrupted, signals.Stopped), match="stopped by SIGTERM"):
+        Signalled()
+        train(tiny_recipe(tiny_bert, reviews))
+    assert "Traceback" not in capfd.readouterr().err
+
+    class Faulty:
+        def __del__(self) -> None:
+            raise ValueError("of its own")
+
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", lambda unraisable: told.append(str(unraisable.exc_value)))
+        with signals.stopping():
+            Faulty()
+    assert told == ["of its own"]
     assert train(tiny_recipe(tiny_bert, reviews)).is_finished
 
 

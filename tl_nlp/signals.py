@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,34 +22,20 @@ class Stopped(KeyboardInterrupt):
         super().__init__(message)
 
 
-_told: list[int] = []  # signals within the outer `stopping`
-
-
 @contextmanager
 def stopping() -> Iterator[None]:
     """Within the block either signal raises Stopped."""
 
     def stop(number: int, frame: Any) -> None:
-        _told.append(number)
-        _stop(number)
+        raise Stopped(number, f"stopped by {signal.Signals(number).name}")
 
-    try:
-        with _handled(stop):
-            yield
-    finally:
-        _told.clear()
-
-
-def _stop(number: int) -> None:
-    raise Stopped(number, f"stopped by {signal.Signals(number).name}")
+    with _handled(stop):
+        yield
 
 
 @contextmanager
 def held() -> Iterator[list[int]]:
-    """Within the block the first signal is put into the list it yields; a second one raises Stopped, and so does one
-    from before the block that was lost: what is raised while Python cleans up goes no further."""
-    if _told:
-        _stop(_told[0])
+    """Within the block the first signal is put into the list it yields, and a second one raises Stopped."""
     received: list[int] = []
 
     def note(number: int, frame: Any) -> None:
@@ -60,11 +49,20 @@ def held() -> Iterator[list[int]]:
 
 @contextmanager
 def _handled(handler: Any) -> Iterator[None]:
-    """The handler of both signals within the block; only a process's main thread can have one."""
+    """The handler of both signals within the block; only a process's main thread can have one. What it raises while
+    Python cleans up, in a `__del__`, goes no further than there: such a signal comes again a moment later."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+
+    def lost(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, Stopped):
+            _thread.start_new_thread(_again, (unraisable.exc_value.number,))
+        else:
+            told_before(unraisable)
+
     before = {number: signal.getsignal(number) for number in _NUMBERS}
+    told_before, sys.unraisablehook = sys.unraisablehook, lost
     for number in _NUMBERS:
         signal.signal(number, handler)
     try:
@@ -72,3 +70,9 @@ def _handled(handler: Any) -> Iterator[None]:
     finally:
         for number, theirs in before.items():
             signal.signal(number, theirs)
+        sys.unraisablehook = told_before
+
+
+def _again(number: int) -> None:
+    time.sleep(0.01)
+    signal.pthread_kill(threading.main_thread().ident or 0, number)
