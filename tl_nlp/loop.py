@@ -74,18 +74,22 @@ def fit(
     begun: deque[Begun] = deque()  # steps that were not asked yet what they were
     n_ahead = 0 if average.ema else _AHEAD.get(steps.device.type, 0)
 
-    def end(n_left: int) -> Taken | None:
-        """Asks all but the latest steps; what the last one asked was, None where it was left out."""
-        taken = None
+    def end(n_left: int) -> None:
+        """Asks all but the latest steps what they were, and reports those that are to be."""
         while len(begun) > n_left:
+            step = begun[0].step + 1
             taken = _end(begun.popleft(), steps, progress, run, ids)
-            if taken is not None:
-                average.after_step()
-                progress.rows += taken.n_rows
-                progress.losses.append(taken.loss)
-                shown = taken.rates.backbone or taken.rates.head
-                bar.set_postfix(loss=f"{taken.loss:.3f}", lr=f"{shown:.1e}", refresh=False)
-        return taken
+            if taken is None:
+                continue
+            average.after_step()
+            progress.rows += taken.n_rows
+            progress.losses.append(taken.loss)
+            shown = taken.rates.backbone or taken.rates.head
+            bar.set_postfix(loss=f"{taken.loss:.3f}", lr=f"{shown:.1e}", refresh=False)
+            if step == plan.steps or step % report_every == 0:
+                if accelerator.is_main_process:
+                    _report(run, step, plan, taken, progress.losses)
+                progress.losses = []
 
     with bar, signals.held() as received:
         while progress.step < plan.steps and not progress.stopped_early:
@@ -93,15 +97,10 @@ def fit(
             begun.append(_begin(steps, progress, run))
             progress.step += 1
             last = progress.step == plan.steps
-            is_told = last or progress.step % report_every == 0
             is_evaluated = last or progress.step % plan.eval_every == 0
-            taken = end(0 if is_told or is_evaluated else n_ahead)
+            end(0 if is_evaluated else n_ahead)
             progress.seconds += time.perf_counter() - started
             bar.update()
-            if taken is not None and is_told:
-                if accelerator.is_main_process:
-                    _report(run, progress, plan, taken)
-                progress.losses = []
             improved = False
             if is_evaluated:
                 average.before_evaluation()
@@ -180,15 +179,15 @@ def _end(begun: Begun, steps: Steps, progress: Progress, run: Run, ids: Sequence
         return None
 
 
-def _report(run: Run, progress: Progress, plan: Plan, taken: Taken) -> None:
+def _report(run: Run, step: int, plan: Plan, taken: Taken, losses: list[float]) -> None:
     values = {
-        "loss": sum(progress.losses) / len(progress.losses),
+        "loss": sum(losses) / len(losses),
         "lr": taken.rates.backbone,
         "head_lr": taken.rates.head,
         "grad_norm": taken.norm,
         "learning": taken.n_learning,
     }
-    run.log(progress.step, progress.step / plan.steps_per_epoch, "train", values)
+    run.log(step, step / plan.steps_per_epoch, "train", values)
 
 
 def _evaluate(
