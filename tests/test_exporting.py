@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import MINILM, ROOT, Answer, review_rows, tiny_recipe, write_jsonl
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from tl_nlp import Predictor, Recipe, Run, evaluate, train
 from tl_nlp.attribution import explain
@@ -24,6 +25,7 @@ from tl_nlp.onnx import DOCUMENT, MODEL, TOKENIZER, Exported, by_sentence, descr
 from tl_nlp.onnx import pool as pool_of_numpy
 from tl_nlp.pretrained import find, load_tokenizer
 from tl_nlp.run import CERTIFICATE
+from tl_nlp.smoothing import smooth
 from tl_nlp.tokenization import FastTokenizer, as_json
 from tl_nlp.types import Label, Labels, Scores
 
@@ -237,6 +239,52 @@ def test_what_loses_more_than_the_tolerance_is_not_written(run: Run, tmp_path: P
         assert export(run, to)["agreement"] == 1
     finally:
         file.write_bytes(kept)
+
+
+def with_outliers(checkpoint: Path, folder: Path) -> Path:
+    """The checkpoint with one state great in front of its feed-forward layers, as in many of those pretrained, which
+    they hardly read and take away again."""
+    shutil.copytree(checkpoint, folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("attention.output.LayerNorm.bias")]:
+        block = name.removesuffix("attention.output.LayerNorm.bias")
+        tensors[name][0] += 200
+        for layer in ("intermediate", "output"):  # drawn so small that they would hardly count
+            tensors[f"{block}{layer}.dense.weight"] *= 20
+        tensors[f"{block}intermediate.dense.weight"][:, 0] *= 0.01
+        tensors[f"{block}intermediate.dense.bias"] -= 200 * tensors[f"{block}intermediate.dense.weight"][:, 0]
+        tensors[f"{block}output.dense.bias"][0] -= 200
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_outliers_leave_room_for_the_rest_in_int8(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(recipe_for("regress", with_outliers(tiny_bert, tmp_path / "checkpoint"), tmp_path))
+    gaps = []
+    for rare in (2.0, float("inf")):
+        monkeypatch.setattr("tl_nlp.smoothing._RARE", rare)
+        found = export(run, tmp_path / f"{rare}", quantize="int8", tolerance=0.9)
+        gaps.append(found["max_difference"]["value"])
+    assert gaps[0] < gaps[1] / 2
+
+
+def test_smoothing_changes_no_answer_and_no_other_weight(tiny_bert: Path, tmp_path: Path) -> None:
+    model = AutoModel.from_pretrained(with_outliers(tiny_bert, tmp_path / "checkpoint")).eval()
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    ids = torch.arange(5, 37).reshape(2, 16)
+    with torch.no_grad():
+        answer = model(ids).last_hidden_state
+        smooth(model, lambda: model(ids))
+        torch.testing.assert_close(model(ids).last_hidden_state, answer, rtol=1e-4, atol=1e-4)
+    for name, weight in model.named_parameters():
+        changed = (weight / before[name]).nan_to_num(1.0) != 1
+        if "intermediate.dense.weight" in name:
+            assert changed[:, 0].all()
+            assert changed.any(0).sum() <= 2
+        else:
+            assert "output.dense.weight" in name or not changed.any(), name
 
 
 def test_what_cannot_be_exported_is_told(run: Run, exported: Path, tiny_t5: Path, tmp_path: Path, command: Any) -> None:

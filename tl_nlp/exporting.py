@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -41,6 +42,7 @@ from tl_nlp.prediction import Predictor
 from tl_nlp.recipe import Recipe
 from tl_nlp.rows import columns_of
 from tl_nlp.run import CERTIFICATE, RECIPE, Run, artifact_folder, is_export, read_recipe
+from tl_nlp.smoothing import smooth
 from tl_nlp.tokenization import as_json
 from tl_nlp.types import COLUMNS, IGNORED, Label, Labels, Prediction, Scores, Text
 
@@ -55,6 +57,7 @@ _MOST_ROWS = 2000  # of the test split, that are answered twice
 GRAPHS = (MODEL, DOCUMENT, ENCODER, DECODER)
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
 """The package that reads each format."""
+_SMOOTHED_BY = 64  # of the training rows, whose answers show which activations are outliers
 _MOST_REQUESTS = 50  # that are timed one by one
 
 
@@ -95,6 +98,9 @@ def export(
                 raise RunError(f"the model's generation_config has {beyond}, which an export cannot do")
             told_settings = json.dumps(asdict(settings_of(plain, recipe.task.head_settings())), indent=2)
             (made / GENERATION).write_text(told_settings + "\n", "utf-8")
+        if quantize is not None:
+            read = _some(own_rows(folder, recipe, "train"), _SMOOTHED_BY)
+            smooth(plain, partial(Predictor(model, tokenizer, recipe.task, "float32").predict, read))
         with quietly():
             if recipe.task.head == "generate":
                 write_writer(plain, quantize, made)
@@ -136,9 +142,7 @@ def export(
 def _compared(before: Predictor, after: Predictor, rows: Dataset) -> dict[str, Any]:
     """How the answers to rows differ, and what that does to the main metric."""
     task = before.task
-    if len(rows) > _MOST_ROWS:
-        rows = rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[:_MOST_ROWS]))
-    values = references(task, rows)
+    values = references(task, _some(rows, _MOST_ROWS))
     outputs = [_inferred(each, values) for each in (before, after)]
     answers = [
         each.task.decode(theirs, values, each.tokenizer) for each, theirs in zip((before, after), outputs, strict=True)
@@ -155,7 +159,7 @@ def _compared(before: Predictor, after: Predictor, rows: Dataset) -> dict[str, A
     same = [_answer(one) == _answer(other) for one, other in zip(*answers, strict=True)]
     scores = [task.score(one, values)[task.main_metric] for one in answers]
     return {
-        "rows": len(rows),
+        "rows": len(same),
         "agreement": float(np.mean(same)),
         "max_difference": {"value": float(max(gaps)), "relative": float(max(gaps)) / size, "of": _of(answers[0][0])},
         "metric": {
@@ -165,6 +169,13 @@ def _compared(before: Predictor, after: Predictor, rows: Dataset) -> dict[str, A
             "difference": asdict(compared(task, answers[1], answers[0], values)),
         },
     }
+
+
+def _some(rows: Dataset, most: int) -> Dataset:
+    """So many rows at most, drawn from all, in their order."""
+    if len(rows) <= most:
+        return rows
+    return rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[:most]))
 
 
 def _inferred(predictor: Predictor, values: dict[str, list[Any]]) -> list[np.ndarray]:
