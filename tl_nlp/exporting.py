@@ -73,9 +73,10 @@ def export(
     """Writes a run, or an artifact alone, as a folder that answers without torch; returns its certificate.
 
     Adapters are merged. `format` is what reads it, ONNX Runtime or OpenVINO, and what it is tried with. With `quantize`
-    the weights are int8 and activations are so as they come. Raises RunError where the folder is there already, for a
-    model that has no such form, and, with figures, where the export loses more than the tolerance on the rows of the
-    split: then nothing is written. Raises DataError where those rows cannot be had.
+    the weights are int8 and activations are so as they come, after outliers that training rows show are smoothed
+    (`smoothing`). Raises RunError where the folder is there already, for a model that has no such form, and, with
+    figures, where the export loses more than the tolerance on the rows of the split: then nothing is written. Raises
+    DataError where those rows cannot be had.
     """
     folder, to = run.folder if isinstance(run, Run) else local(run), Path(to)
     artifact = artifact_folder(folder)

@@ -43,7 +43,7 @@ def smooth(model: Any, answer: Callable[[], object]) -> None:
             hook.remove()
     for name, each in largest.items():
         usual = each.quantile(_USUAL, interpolation="lower")
-        if each.max() > _RARE * usual:
+        if each.max() > _RARE * usual > 0:
             factor = (each / usual).clamp(min=1).sqrt()
             layer = layers[name]
             layer.weight = torch.nn.Parameter(layer.weight.detach() * factor)  # its own, also where blocks share them
