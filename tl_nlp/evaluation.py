@@ -50,7 +50,7 @@ def evaluate(run: Run | str | Path, split: str = "test", file: str | Path | None
                 f"{file} has no column 'target' or {recipe.data.target!r} to score against; tl-nlp predict needs none"
             )
     else:
-        rows = own_rows(folder, recipe, split)
+        (rows,) = own_rows(folder, recipe, split)
     predictor = Predictor.load(artifact)
     found = score(predictor.task, predictor.predict(rows), references(predictor.task, rows))
     if rejects:
@@ -64,18 +64,19 @@ def evaluate(run: Run | str | Path, split: str = "test", file: str | Path | None
     return found
 
 
-def own_rows(folder: Path, recipe: Recipe, split: str) -> Dataset:
-    """The rows of a split of the data that a run or an artifact was made with. Raises DataError for others."""
+def own_rows(folder: Path, recipe: Recipe, *names: str) -> list[Dataset]:
+    """The rows of splits of the data that a run or an artifact was made with. Raises DataError for others."""
     _, splits = resolved(recipe)
-    if split not in splits:
-        raise DataError(f"no split {split!r}; there are: {', '.join(splits)}")
-    known = data_of(folder).get("splits", {}).get(split, {}).get("fingerprint")
-    if known not in (None, fingerprint(splits[split])):
-        raise DataError(
-            f"the {split} rows are not those {folder} was made with, and some may have been trained on; "
-            "put the data back, or score rows of their own with --file"
-        )
-    return splits[split]
+    for name in names:
+        if name not in splits:
+            raise DataError(f"no split {name!r}; there are: {', '.join(splits)}")
+        known = data_of(folder).get("splits", {}).get(name, {}).get("fingerprint")
+        if known not in (None, fingerprint(splits[name])):
+            raise DataError(
+                f"the {name} rows are not those {folder} was made with, and some may have been trained on; "
+                "put the data back, or score rows of their own with --file"
+            )
+    return [splits[name] for name in names]
 
 
 def references(task: Task, rows: Dataset) -> Rows:
@@ -175,7 +176,7 @@ def _answered(folder: Path, split: str) -> tuple[Task, list[Prediction], Rows]:
     recipe, run = read_recipe(artifact), Run.find(folder)
     if run is not None:
         return recipe.task, *read_predictions(run.predictions_file(split), recipe.task)
-    rows = own_rows(folder, recipe, split)
+    (rows,) = own_rows(folder, recipe, split)
     return recipe.task, Predictor.load(artifact).predict(rows), references(recipe.task, rows)
 
 

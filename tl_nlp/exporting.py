@@ -15,6 +15,7 @@ import torch
 
 from tl_nlp.artifact import load_whole
 from tl_nlp.batches import Columns, collate
+from tl_nlp.checking import sampled
 from tl_nlp.decoding import asked_beyond, settings_of
 from tl_nlp.disk import writing
 from tl_nlp.document import document_of
@@ -87,7 +88,7 @@ def export(
         raise RunError(f"{to} is there already; an export is written into a folder of its own")
     if not 0 <= tolerance < 1:
         raise RecipeError(f"{tolerance} is no share of a metric's scale, which is from 0 to 1", "tolerance")
-    rows = own_rows(folder, recipe, split)
+    rows, learned = own_rows(folder, recipe, split, "train" if quantize else split)
     with writing(to) as made:
         model, tokenizer = load_whole(artifact)
         plain = without_peft(model)
@@ -100,8 +101,8 @@ def export(
             told_settings = json.dumps(asdict(settings_of(plain, recipe.task.head_settings())), indent=2)
             (made / GENERATION).write_text(told_settings + "\n", "utf-8")
         if quantize is not None:
-            read = _some(own_rows(folder, recipe, "train"), _SMOOTHED_BY)
-            smooth(plain, partial(Predictor(model, tokenizer, recipe.task, "float32").predict, read))
+            some = learned.select(sampled(len(learned), _SMOOTHED_BY))
+            smooth(plain, partial(Predictor(model, tokenizer, recipe.task, "float32").predict, some))
         with quietly():
             if recipe.task.head == "generate":
                 write_writer(plain, quantize, made)
@@ -143,7 +144,7 @@ def export(
 def _compared(before: Predictor, after: Predictor, rows: Dataset) -> dict[str, Any]:
     """How the answers to rows differ, and what that does to the main metric."""
     task = before.task
-    values = references(task, _some(rows, _MOST_ROWS))
+    values = references(task, rows.select(sampled(len(rows), _MOST_ROWS)))
     outputs = [_inferred(each, values) for each in (before, after)]
     answers = [
         each.task.decode(theirs, values, each.tokenizer) for each, theirs in zip((before, after), outputs, strict=True)
@@ -170,13 +171,6 @@ def _compared(before: Predictor, after: Predictor, rows: Dataset) -> dict[str, A
             "difference": asdict(compared(task, answers[1], answers[0], values)),
         },
     }
-
-
-def _some(rows: Dataset, most: int) -> Dataset:
-    """So many rows at most, drawn from all, in their order."""
-    if len(rows) <= most:
-        return rows
-    return rows.select(np.sort(np.random.default_rng(0).permutation(len(rows))[:most]))
 
 
 def _inferred(predictor: Predictor, values: dict[str, list[Any]]) -> list[np.ndarray]:
