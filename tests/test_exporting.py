@@ -123,6 +123,43 @@ def test_an_export_answers_as_its_run(case: str, tiny_bert: Path, tmp_path: Path
              for text, pair, *group in zip(TEXTS, pairs or TEXTS, *columns.values(), strict=True)]  # fmt: skip
     for one, other in zip(alone, after(TEXTS, pairs, **columns), strict=True):
         assert numbers(other) == pytest.approx(numbers(one), abs=1e-4)
+    for one, other in zip(side_by_side(after, TEXTS, pairs, **columns), alone, strict=True):
+        assert numbers(other) == pytest.approx(numbers(one), abs=1e-4)
+
+
+def side_by_side(predictor: Predictor, texts: list[str], pairs: Any = None, **columns: list[Any]) -> list[Any]:
+    """What an export answers in passes of one text each, which go beside one another on two cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "2")
+        patch.setattr(Exported, "many", 1)
+        patch.setattr(Exported, "pass_tokens", 1)
+        answers = predictor(texts, pairs, **columns)
+    assert "_on_one_core" in vars(predictor.model)  # made when first so many passes are asked for
+    return answers
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_many_passes_go_beside_one_another(
+    run: Run, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if format == "openvino":
+        pytest.importorskip("openvino")
+    export(run, tmp_path / "export", format=format)
+    texts = [" ".join(["good", "dull", "story"][n % 3] for n in range(1 + number % 14)) for number in range(1500)]
+    plain = Predictor.load(tmp_path / "export")(texts)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    after = Predictor.load(tmp_path / "export")
+    few, many = after(texts[:20]), after(texts)
+    assert "_on_one_core" in vars(after.model)
+    assert [numbers(one) for one in many] == [pytest.approx(numbers(one), abs=1e-6) for one in plain]
+    assert [numbers(one) for one in few] == [pytest.approx(numbers(one), abs=1e-6) for one in plain[:20]]
+
+    loaded = Predictor.load(tmp_path / "export")
+    shutil.copy(tmp_path / "export" / MODEL, tmp_path / "again")
+    (tmp_path / "again").replace(tmp_path / "export" / MODEL)
+    with pytest.raises(RunError, match="has been written anew since it was loaded"):
+        loaded(texts)
+    assert loaded(texts[:20]) == few
 
 
 def writer_recipe(checkpoint: Path, folder: Path, *choices: str) -> Recipe:

@@ -1,7 +1,8 @@
-"""What a run was made with: versions, revision."""
+"""What a run is made with: versions, revision, cores."""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def n_cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

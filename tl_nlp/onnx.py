@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable
-from functools import cache
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tl_nlp.environment import n_cores
 from tl_nlp.errors import RunError
 from tl_nlp.generation import Decoder, Settings, highest, in_parts, written
 from tl_nlp.recipe import Task
@@ -33,14 +38,23 @@ _ELSEWHERE = b"location"  # the key under which a tensor of ONNX names the file 
 
 
 class Exported:
-    """A model that ONNX Runtime computes: `infer` answers as a head does with a model of torch."""
+    """A model that ONNX Runtime or OpenVINO computes: `infer` answers as a head does with a model of torch.
+
+    A pass takes all cores; of `many` or more, each takes one and they go beside one another, and no core waits for
+    another. Those have sessions of their own, begun when first there are so many. Raises RunError.
+    """
 
     pass_tokens = 512  # padding included; more take longer by the token, less no shorter (docs/lab.md)
+    many: float = 16  # passes that take about as long as a session takes to begin
 
-    def __init__(self, task: Task, tokenizer: FastTokenizer, n_bytes: int, model: Any, document: Any = None):
-        self.task, self.tokenizer, self.n_bytes = task, tokenizer, n_bytes
-        self._model, self._document = model, document
-        self._inputs = {one.name for one in model.get_inputs()}
+    def __init__(self, folder: Path, task: Task, runtime: str, graphs: Sequence[str], one_core: bool = False):
+        self.folder, self.task, self.runtime, self.graphs = folder, task, runtime, graphs
+        self._written = self._when_written()
+        self.n_bytes = sum((folder / name).stat().st_size for name in graphs)
+        self._model, *above = (_session(folder / name, runtime, one_core) for name in graphs)
+        self._above: Any = above[0] if above else None  # what reads what the model gives: a document, a decoder
+        self._inputs = {one.name for one in self._model.get_inputs()}
+        self.tokenizer = FastTokenizer.load(folder / TOKENIZER, has_types="token_type_ids" in self._inputs)
 
     @classmethod
     def load(cls, folder: Path, task: Task) -> Exported:
@@ -61,12 +75,29 @@ class Exported:
         """What is in a folder, whatever its certificate says, read by "onnx" (ONNX Runtime) or "openvino". Raises
         RunError."""
         if task.head == "generate":
-            return ExportedWriter.of(folder, task, runtime)
-        graphs = [folder / name for name in (MODEL, DOCUMENT)[: 1 + has_document]]
-        model, *document = (_session(path, runtime) for path in graphs)
-        has_types = "token_type_ids" in {one.name for one in model.get_inputs()}
-        tokenizer = FastTokenizer.load(folder / TOKENIZER, has_types)
-        return cls(task, tokenizer, sum(path.stat().st_size for path in graphs), model, *document)
+            return ExportedWriter(folder, task, runtime, (ENCODER, DECODER))
+        return cls(folder, task, runtime, (MODEL, DOCUMENT)[: 1 + has_document])
+
+    @contextmanager
+    def answering(self, n_passes: int) -> Iterator[Callable[..., Iterator[list[np.ndarray]]]]:
+        """What maps the columns of so many passes to what `infer` gives for each, in their order."""
+        if n_passes < self.many or _n_threads() == 1:
+            yield partial(map, self.infer)
+            return
+        pool = ThreadPoolExecutor(_n_threads())
+        try:
+            yield partial(pool.map, self._on_one_core.infer)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    @cached_property
+    def _on_one_core(self) -> Exported:
+        if self._when_written() != self._written:
+            raise RunError(f"{self.folder} has been written anew since it was loaded; load it again")
+        return Exported(self.folder, self.task, self.runtime, self.graphs, one_core=True)
+
+    def _when_written(self) -> list[float]:
+        return [(self.folder / name).stat().st_mtime for name in self.graphs if (self.folder / name).exists()]
 
     def infer(self, columns: dict[str, list[Any]]) -> list[np.ndarray]:
         """For each row of encoded columns what the task decodes."""
@@ -76,7 +107,7 @@ class Exported:
         if self.task.head_kind == "select":
             sentences = _padded(chain.from_iterable(columns["sentence_ids"]), mask, -1)
             return list(by_sentence(states[..., 0], sentences, rows, n_rows))
-        if self._document is not None:
+        if self._above is not None:
             logits = self._of_document(states, mask, lengths, rows, columns)
         elif states.ndim == 3:
             logits = pool((states * mask[..., None]).sum(1) / lengths[:, None], rows, lengths, n_rows)
@@ -115,33 +146,24 @@ class Exported:
         if "surface" in columns:
             inputs["surface"] = np.asarray(columns["surface"], np.float32)
             inputs["group"] = np.asarray(columns["group"], np.int64)
-        known = {one.name for one in self._document.get_inputs()}
-        return self._document.run(["logits"], {name: value for name, value in inputs.items() if name in known})[0]
+        known = {one.name for one in self._above.get_inputs()}
+        return self._above.run(["logits"], {name: value for name, value in inputs.items() if name in known})[0]
 
 
 class ExportedWriter(Exported):
     """A model that writes. The encoder's graph gives what the decoder looks at; the decoder's reads a token for each
     text and keeps what it has read."""
 
-    def __init__(
-        self, task: Task, tokenizer: FastTokenizer, n_bytes: int, encoder: Any, decoder: Any, settings: Settings
-    ):
-        super().__init__(task, tokenizer, n_bytes, encoder)
-        self._decoder, self.settings = decoder, settings
-        tokenizer.eos_token_id = settings.ends[0]
+    many = math.inf  # each has the caches of all of its texts
 
-    @classmethod
-    def of(cls, folder: Path, task: Task, runtime: str) -> ExportedWriter:
-        """What is in a folder, see `read`. Raises RunError."""
+    def __init__(self, folder: Path, task: Task, runtime: str, graphs: Sequence[str]):
+        super().__init__(folder, task, runtime, graphs)
         try:
             told = json.loads((folder / GENERATION).read_text("utf-8"))
-            settings = Settings(**{**told, "ends": tuple(told["ends"])})
+            self.settings = Settings(**{**told, "ends": tuple(told["ends"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RunError(f"{folder / GENERATION} cannot be read: {error}") from None
-        encoder, decoder = folder / ENCODER, folder / DECODER
-        tokenizer = FastTokenizer.load(folder / TOKENIZER, has_types=False)
-        n_bytes = encoder.stat().st_size + decoder.stat().st_size
-        return cls(task, tokenizer, n_bytes, _session(encoder, runtime), _session(decoder, runtime), settings)
+        self.tokenizer.eos_token_id = self.settings.ends[0]
 
     def infer(self, columns: dict[str, list[Any]]) -> list[np.ndarray]:
         """For each row the token ids that are written for its windows, shaped (windows, tokens)."""
@@ -164,7 +186,7 @@ class ExportedWriter(Exported):
         names = [one.name for one in self._model.get_outputs()]
         seen = dict(zip(names, self._model.run(names, inputs), strict=True))
         seen["attention_mask"] = inputs["attention_mask"]
-        return _Decoding(self._decoder, {name: np.repeat(value, n_texts, 0) for name, value in seen.items()})
+        return _Decoding(self._above, {name: np.repeat(value, n_texts, 0) for name, value in seen.items()})
 
 
 class _Decoding:
@@ -193,17 +215,18 @@ def described(path: Path) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _session(path: Path, runtime: str) -> Any:
-    """What computes a graph, as ONNX Runtime's `InferenceSession` does."""
+def _session(path: Path, runtime: str, one_core: bool = False) -> Any:
+    """What computes a graph, as ONNX Runtime's `InferenceSession` does: a run takes all cores, or one, where threads
+    run it beside one another."""
     data = path.read_bytes()
     if _ELSEWHERE in data:  # nothing that we write has this word
         raise RunError(f"{path} reads weights from another file, and an export has its own in it")
-    reader: tuple[Callable[[bytes], Any], str] = _of_onnxruntime, "ONNX Runtime: pip install 'tl-nlp[serve]'"
+    reader: tuple[Callable[[bytes, bool], Any], str] = _of_onnxruntime, "ONNX Runtime: pip install 'tl-nlp[serve]'"
     if runtime == "openvino":
         reader = _OpenVino, "OpenVINO: pip install 'tl-nlp[openvino]'"
     read, told = reader
     try:
-        return read(data)
+        return read(data, one_core)
     except ImportError:
         raise RunError(f"this export is read by {told}") from None
     except Exception as error:  # ONNX Runtime has a class for each kind, and no base
@@ -211,17 +234,17 @@ def _session(path: Path, runtime: str) -> Any:
 
 
 def _n_threads() -> int:
-    """How many are asked for; 0: one for each core."""
+    """How many are asked for, else one for each core."""
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() else 0
+    return int(given) if given.isdecimal() and int(given) else n_cores()
 
 
-def _of_onnxruntime(data: bytes) -> Any:
+def _of_onnxruntime(data: bytes, one_core: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
-    options.intra_op_num_threads = _n_threads()
+    options.intra_op_num_threads = 1 if one_core else _n_threads()
     # its sum and norm in one operator takes five times as long as the two (onnxruntime 1.32: docs/lab.md)
     return onnxruntime.InferenceSession(
         data, options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
@@ -245,11 +268,12 @@ class _Port(NamedTuple):
 class _OpenVino:
     """A graph of ONNX that OpenVINO computes, asked as ONNX Runtime is."""
 
-    def __init__(self, data: bytes):
-        core = _openvino_core()
+    def __init__(self, data: bytes, one_core: bool):
+        core, n = _openvino_core(), _n_threads()
         model = core.read_model(data, b"")
-        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": _n_threads()}
-        self._request = core.compile_model(model, "CPU", options).create_infer_request()
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": n, "NUM_STREAMS": n if one_core else 1}
+        self._compiled = core.compile_model(model, "CPU", options)
+        self._of_thread = threading.local()
         self._inputs, self._outputs = map(_ports, (model.inputs, model.outputs))
 
     def get_inputs(self) -> list[_Port]:
@@ -259,7 +283,9 @@ class _OpenVino:
         return self._outputs
 
     def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        results = self._request.infer(inputs, share_inputs=True)
+        if not hasattr(self._of_thread, "request"):
+            self._of_thread.request = self._compiled.create_infer_request()
+        results = self._of_thread.request.infer(inputs, share_inputs=True)
         return [results[name] for name in names]
 
 

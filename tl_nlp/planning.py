@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tl_nlp.environment import n_cores
 from tl_nlp.errors import DataError, RecipeError
 from tl_nlp.guessing import LONG, Guess
 from tl_nlp.recipe import Recipe
@@ -103,8 +103,7 @@ def _speed() -> float:
     device = best_device()
     if device.type == "cuda":
         return 100.0  # not measured: a guess on the careful side
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(n_cores, 16) ** 0.9 / (1 if has_fast_bfloat16(device) else _SLOWER)
+    return min(n_cores(), 16) ** 0.9 / (1 if has_fast_bfloat16(device) else _SLOWER)
 
 
 # ---- the recipe

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -159,11 +159,11 @@ class Predictor:
     def infer(self, encoded: Encoded, bar: Any = None) -> list[np.ndarray]:
         """What the head infers for each encoded row, in their order; each pass keeps within a token budget."""
         lengths = window_lengths(encoded)
+        passes = self.passes(lengths)
         outputs: list[np.ndarray] = [np.empty(0)] * len(lengths)
-        with self._answering() as answer:
-            for rows in self.passes(lengths):
-                columns = encoded[rows]
-                found = answer({name: columns[name] for name in columns if name != "labels"})
+        batches = ({name: values for name, values in encoded[rows].items() if name != "labels"} for rows in passes)
+        with self._answering(len(passes)) as answers:
+            for rows, found in zip(passes, answers(batches), strict=True):
                 for row, output in zip(rows, found, strict=True):
                     outputs[row] = output
                 if bar is not None:
@@ -171,18 +171,21 @@ class Predictor:
         return outputs
 
     @contextmanager
-    def _answering(self) -> Iterator[Callable[[dict[str, list[Any]]], Sequence[np.ndarray]]]:
-        """What infers the columns of a batch, while nothing is learned."""
+    def _answering(self, n_passes: int) -> Iterator[Callable[..., Iterator[Sequence[np.ndarray]]]]:
+        """What maps the columns of so many passes to what is inferred for each, while nothing is learned."""
         if isinstance(self.model, Exported):
-            yield self.model.infer
+            with self.model.answering(n_passes) as answers:
+                yield answers
             return
         from tl_nlp.hardware import inferring
 
         self.activate()
         with inferring(self.model, self.precision) as device:
-            yield lambda columns: self.head.infer(
-                self.model, collate(columns, self.pad_id, device, self._n_tokens(columns))
-            )
+
+            def infer(columns: dict[str, list[Any]]) -> Sequence[np.ndarray]:
+                return self.head.infer(self.model, collate(columns, self.pad_id, device, self._n_tokens(columns)))
+
+            yield partial(map, infer)
 
     def _n_tokens(self, columns: dict[str, list[Any]]) -> int | None:
         """How many tokens the windows of a pass are padded to; None for what a head alone reads, which is padded to the
