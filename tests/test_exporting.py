@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import MINILM, ROOT, Answer, review_rows, tiny_recipe, write_jsonl
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from tl_nlp import Predictor, Recipe, Run, evaluate, train
 from tl_nlp.attribution import explain
@@ -160,6 +160,41 @@ def test_many_passes_go_beside_one_another(
     with pytest.raises(RunError, match="has been written anew since it was loaded"):
         loaded(texts)
     assert loaded(texts[:20]) == few
+
+
+TINY = {"vocab_size": 200, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_labels": 3}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "bert": {"num_hidden_layers": 2},
+    "albert": {"num_hidden_layers": 2, "embedding_size": 32},
+    "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
+    "modernbert": {"num_hidden_layers": 2, "classifier_pooling": "cls", "pad_token_id": 0, "cls_token_id": 1},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_head_does_not_read_is_not_computed(family: str, tmp_path: Path) -> None:
+    import onnx_ir
+    from onnxruntime import InferenceSession
+
+    from tl_nlp.graphs import quietly, write_model
+
+    config = AutoConfig.for_model(family, **TINY, **FAMILIES[family])
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    ids, mask = torch.randint(5, 200, (5, 17)), torch.ones((5, 17), dtype=torch.long)
+    mask[1, 9:], mask[3, 3:] = 0, 0
+    with torch.no_grad():
+        plain = model(input_ids=ids, attention_mask=mask).logits.numpy()
+    with quietly():
+        write_model(model, lambda texts: {"input_ids": texts, "attention_mask": texts}, None, tmp_path / MODEL)
+    inputs = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
+    assert InferenceSession(tmp_path / MODEL).run(["logits"], inputs)[0] == pytest.approx(plain, abs=1e-6)
+
+    graph = onnx_ir.load(tmp_path / MODEL).graph
+    products = [node.outputs[0].shape for node in graph if node.op_type == "MatMul"]
+    n_tokens = [shape[1] for shape in products if len(shape) == 3]
+    of_one = {"modernbert": 1}.get(family, 4)  # the product of queries and those after attention, of the last block
+    assert n_tokens.count(1) == of_one and 1 not in n_tokens[:-6]
 
 
 def writer_recipe(checkpoint: Path, folder: Path, *choices: str) -> Recipe:

@@ -90,8 +90,16 @@ def _save_graph(
     """A module as a graph; `varying` are the dimensions of each input that may be of any size."""
     from transformers.exporters import OnnxConfig, OnnxExporter, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
-    anywhere = torch.export.Dim.DYNAMIC
-    quantizer = None
+    from tl_nlp.narrowing import narrow
+
+    anywhere, exporter = torch.export.Dim.DYNAMIC, OnnxExporter()
+    config = OnnxConfig(
+        dynamic_shapes={name: dict.fromkeys(sizes, anywhere) for name, sizes in varying.items()},
+        ort_fusions=None,
+        opset_version=_OPSET,
+    )
+    program = exporter.export(model, inputs, config).program
+    narrow(program.graph)
     if quantize is not None:
         # seven bits of eight for weights: processors without VNNI add in 16 bits, where eight would overflow
         quantizer = OnnxRuntimeQuantizer(
@@ -99,13 +107,8 @@ def _save_graph(
                 op_types_to_quantize=["MatMul", "Gemm", "Gather"], per_channel=True, reduce_range=True
             )
         )
-    config = OnnxConfig(
-        dynamic_shapes={name: dict.fromkeys(sizes, anywhere) for name, sizes in varying.items()},
-        ort_fusions=None,
-        opset_version=_OPSET,
-        quantizer=quantizer,
-    )
-    _save(OnnxExporter().export(model, inputs, config).program, path)
+        program = quantizer.quantize(program, inputs, exporter.export_format)
+    _save(program, path)
 
 
 def write_writer(model: Any, quantize: str | None, folder: Path) -> None:
