@@ -157,7 +157,7 @@ def test_many_passes_go_beside_one_another(
     loaded = Predictor.load(tmp_path / "export")
     shutil.copy(tmp_path / "export" / MODEL, tmp_path / "again")
     (tmp_path / "again").replace(tmp_path / "export" / MODEL)
-    with pytest.raises(RunError, match="has been written anew since it was loaded"):
+    with pytest.raises(RunError, match="has changed since it was loaded"):
         loaded(texts)
     assert loaded(texts[:20]) == few
 

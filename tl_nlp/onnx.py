@@ -81,10 +81,11 @@ class Exported:
     @contextmanager
     def answering(self, n_passes: int) -> Iterator[Callable[..., Iterator[list[np.ndarray]]]]:
         """What maps the columns of so many passes to what `infer` gives for each, in their order."""
-        if n_passes < self.many or _n_threads() == 1:
+        n_threads = _n_threads() or n_cores()
+        if n_passes < self.many or n_threads == 1:
             yield partial(map, self.infer)
             return
-        pool = ThreadPoolExecutor(_n_threads())
+        pool = ThreadPoolExecutor(n_threads)
         try:
             yield partial(pool.map, self._on_one_core.infer)
         finally:
@@ -93,7 +94,7 @@ class Exported:
     @cached_property
     def _on_one_core(self) -> Exported:
         if self._when_written() != self._written:
-            raise RunError(f"{self.folder} has been written anew since it was loaded; load it again")
+            raise RunError(f"{self.folder} has changed since it was loaded; load it again")
         return Exported(self.folder, self.task, self.runtime, self.graphs, one_core=True)
 
     def _when_written(self) -> list[float]:
@@ -234,9 +235,9 @@ def _session(path: Path, runtime: str, one_core: bool = False) -> Any:
 
 
 def _n_threads() -> int:
-    """How many are asked for, else one for each core."""
+    """How many are asked for; 0: as the runtime chooses, which leaves the second thread of a core alone."""
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() and int(given) else n_cores()
+    return int(given) if given.isdecimal() else 0
 
 
 def _of_onnxruntime(data: bytes, one_core: bool) -> Any:
@@ -269,9 +270,11 @@ class _OpenVino:
     """A graph of ONNX that OpenVINO computes, asked as ONNX Runtime is."""
 
     def __init__(self, data: bytes, one_core: bool):
-        core, n = _openvino_core(), _n_threads()
+        core, n_threads = _openvino_core(), _n_threads()
         model = core.read_model(data, b"")
-        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": n, "NUM_STREAMS": n if one_core else 1}
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": n_threads}
+        if one_core:
+            options["NUM_STREAMS"] = n_threads or n_cores()
         self._compiled = core.compile_model(model, "CPU", options)
         self._of_thread = threading.local()
         self._inputs, self._outputs = map(_ports, (model.inputs, model.outputs))
