@@ -216,6 +216,7 @@ def signal_after_two(export: Path) -> None:
     """Of models in OpenVINO that have come and gone: with a core for each, it ended the process."""
     code = (
         "import gc, signal, sys; from tl_nlp import Predictor\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # who began the tests may have it ignored
         "first, second = (Predictor.load(sys.argv[1]) for _ in range(2))\n"
         "del first; gc.collect(); del second; gc.collect()\n"
         "try: signal.raise_signal(signal.SIGINT)\n"
