@@ -55,7 +55,7 @@ def _places(node: ir.Node) -> list[int]:
 
 def _tokens(value: ir.Value | None) -> tuple[str, str] | None:
     """What the windows and the tokens of states are called, which are their first dimensions."""
-    if value is None or value.shape is None or len(value.shape) < 3:
+    if value is None or _n_dims(value) < 3:
         return None
     windows, tokens = (size.value if isinstance(size, ir.SymbolicDim) else None for size in value.shape[:2])
     return (windows, tokens) if windows and tokens else None

@@ -5,6 +5,7 @@ Of each head there is a twin in numpy, of its inference alone; what a `Document`
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -47,12 +48,11 @@ class Exported:
     pass_tokens = 512  # padding included; more take longer by the token, less no shorter (docs/lab.md)
     many: float = 16  # passes that take about as long as a session takes to begin
 
-    def __init__(self, folder: Path, task: Task, runtime: str, graphs: Sequence[str], one_core: bool = False):
+    def __init__(self, folder: Path, task: Task, runtime: str, graphs: Sequence[str]):
         self.folder, self.task, self.runtime, self.graphs = folder, task, runtime, graphs
         self._written = self._when_written()
         self.n_bytes = sum((folder / name).stat().st_size for name in graphs)
-        self._model, *above = (_session(folder / name, runtime, one_core) for name in graphs)
-        self._above: Any = above[0] if above else None  # what reads what the model gives: a document, a decoder
+        self._model, self._above = self._sessions()
         self._inputs = {one.name for one in self._model.get_inputs()}
         self.tokenizer = FastTokenizer.load(folder / TOKENIZER, has_types="token_type_ids" in self._inputs)
 
@@ -95,7 +95,14 @@ class Exported:
     def _on_one_core(self) -> Exported:
         if self._when_written() != self._written:
             raise RunError(f"{self.folder} has changed since it was loaded; load it again")
-        return Exported(self.folder, self.task, self.runtime, self.graphs, one_core=True)
+        other = copy.copy(self)
+        other._model, other._above = self._sessions(one_core=True)
+        return other
+
+    def _sessions(self, one_core: bool = False) -> tuple[Any, Any]:
+        """The model's, and where there is one that of what reads what the model gives: a document, a decoder."""
+        model, *above = (_session(self.folder / name, self.runtime, one_core) for name in self.graphs)
+        return model, above[0] if above else None
 
     def _when_written(self) -> list[float]:
         return [(self.folder / name).stat().st_mtime for name in self.graphs if (self.folder / name).exists()]
@@ -216,7 +223,7 @@ def described(path: Path) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _session(path: Path, runtime: str, one_core: bool = False) -> Any:
+def _session(path: Path, runtime: str, one_core: bool) -> Any:
     """What computes a graph, as ONNX Runtime's `InferenceSession` does: a run takes all cores, or one, where threads
     run it beside one another."""
     data = path.read_bytes()
