@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from conftest import tiny_recipe
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from tl_nlp import Predictor, evaluate, features, train
 from tl_nlp.families import blocks
+from tl_nlp.tasks.classification import Classification
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
 FAMILIES = {
@@ -165,6 +167,40 @@ def test_a_family_is_read_as_its_plain_attention_reads(checkpoint: Path, monkeyp
             plain = torch.cat([model(input_ids=torch.tensor([window])).last_hidden_state[0] for window in row])
             torch.testing.assert_close(torch.from_numpy(state).float(), plain.mean(0), atol=1e-4, rtol=1e-4)
     assert model.config._attn_implementation == "eager"
+
+
+LIKE_BERT = ["bert", "camembert", "electra", "roberta", "xlm-roberta"]
+
+
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [*product([*LIKE_BERT, "deberta", "deberta-v2"], ["eager"]), *product(LIKE_BERT, ["sdpa"])],
+)
+def test_of_the_top_block_what_the_head_does_not_read_is_not_computed(
+    family: str, attention: str, tiny_bert: Path
+) -> None:
+    shape = {**SMALL, "vocab_size": 200, "max_position_embeddings": 130, "num_labels": 2, "pad_token_id": 0}
+    config = AutoConfig.for_model(family, **shape | FAMILIES.get(family, {}))
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention).eval()
+    top, widths = model.base_model.encoder.layer[-1], set()
+    asking = [top.attention.self.query] if family in LIKE_BERT else []
+    for part in (top.attention.output, top.intermediate, *asking):
+        part.register_forward_hook(lambda _, states, __: widths.add(states[0].shape[1]))
+
+    predictor = Predictor(
+        model, AutoTokenizer.from_pretrained(tiny_bert), Classification(labels=("negative", "positive")), "float32"
+    )
+    texts = ["the good film", "a bad plot " * 20, "a film"]
+    answers = [answer.probabilities["positive"] for answer in predictor(texts)]
+    assert widths == {1}
+
+    widths.clear()
+    read = predictor.tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        plain = model(**read).logits.softmax(-1)[:, 1]
+    assert answers == pytest.approx(plain.tolist(), abs=1e-6)
+    assert widths == {read["input_ids"].shape[1]}
 
 
 @pytest.mark.slow

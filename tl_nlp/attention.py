@@ -36,6 +36,10 @@ def _in_blocks(
         read, _ = _in_blocks(module, asked, key, value, attention_mask, scaling, position_bias, softcap, **more)
         return read.flatten(0, 1).unsqueeze(1), None
     n_texts, n_heads, n_asked, size = query.shape
+    if n_asked > 1 and query.stride(2) == 0:  # all ask as the first does (`first_token`)
+        biases = (bias if bias is None else bias[:, :, :1] for bias in (attention_mask, position_bias))
+        read, _ = _in_blocks(module, query[:, :, :1], key, value, next(biases), scaling, next(biases), softcap, **more)
+        return read.expand(-1, n_asked, -1, -1), None
     n_scores = n_heads * n_asked * key.shape[2]
     if n_scores > _MOST_SCORES and softcap is None:
         return sdpa_attention_forward(

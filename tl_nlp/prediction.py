@@ -6,7 +6,7 @@ import copy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -177,10 +177,12 @@ class Predictor:
             with self.model.answering(n_passes) as answers:
                 yield answers
             return
+        from tl_nlp.first_token import first_token_alone
         from tl_nlp.hardware import inferring
 
         self.activate()
-        with inferring(self.model, self.precision) as device:
+        narrowed = first_token_alone(self.model) if self.head.reads_as_checkpoint else nullcontext()
+        with inferring(self.model, self.precision) as device, narrowed:
 
             def infer(columns: dict[str, list[Any]]) -> Sequence[np.ndarray]:
                 return self.head.infer(self.model, collate(columns, self.pad_id, device, self._n_tokens(columns)))

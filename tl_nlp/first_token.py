@@ -1,0 +1,52 @@
+"""While a model of torch answers whose head reads each window's first token alone, its top block is computed for that
+token alone, less keys and values. An export has this in its graph: see `narrowing`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from tl_nlp.families import FAMILIES, backbone
+
+_QUERY, _BEHIND = "attention.self.query", "attention.output"
+"""In a block of BERT's kind what makes queries, and what reads the states that attention gives beside those that the
+block was given."""
+
+
+@contextmanager
+def first_token_alone(model: Any) -> Iterator[None]:
+    """Within the block what comes out of the encoder is of shape (windows, 1, hidden), in families whose block is of
+    BERT's kind; nothing changes in others."""
+    encoder = backbone(model)
+    family, in_chunks = FAMILIES.get(encoder.config.model_type), getattr(encoder.config, "chunk_size_feed_forward", 0)
+    if family is None or not family.attention_out[0].startswith(_BEHIND) or in_chunks:
+        yield
+        return
+    block = encoder.encoder.layer[-1]
+    hooks = [
+        block.get_submodule(_BEHIND).register_forward_pre_hook(lambda _, states: tuple(one[:, :1] for one in states))
+    ]
+    if _QUERY in family.query_value:
+        hooks += _ask_once(block.get_submodule(_QUERY))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _ask_once(query: nn.Module) -> list[Any]:
+    """All tokens ask as the first does, in a view of its query: `attention` sees that and answers once."""
+    widths: list[int] = []
+
+    def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        widths.append(inputs[0].shape[1])
+        return (inputs[0][:, :1],)
+
+    return [
+        query.register_forward_pre_hook(before),
+        query.register_forward_hook(lambda _, __, asked: asked.expand(-1, widths.pop(), -1)),
+    ]
