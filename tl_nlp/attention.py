@@ -14,6 +14,8 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 BLOCKS = "tl_nlp_blocks"
 FUSED = "tl_nlp_fused"
 """Their names as an `attn_implementation` of transformers; whatever can have "sdpa" can have them."""
+FEWEST = 16
+"""Rows of a product; a CPU can add up those of fewer in another order, and answers would depend on their company."""
 _MOST_SCORES = 1 << 21  # of a block, which are 4 MB in bfloat16
 
 
@@ -36,10 +38,11 @@ def _in_blocks(
         read, _ = _in_blocks(module, asked, key, value, attention_mask, scaling, position_bias, softcap, **more)
         return read.flatten(0, 1).unsqueeze(1), None
     n_texts, n_heads, n_asked, size = query.shape
-    if n_asked > 1 and query.stride(2) == 0:  # all ask as the first does (`first_token`)
-        biases = (bias if bias is None else bias[:, :, :1] for bias in (attention_mask, position_bias))
-        read, _ = _in_blocks(module, query[:, :, :1], key, value, next(biases), scaling, next(biases), softcap, **more)
-        return read.expand(-1, n_asked, -1, -1), None
+    if n_asked > FEWEST and query.stride(2) == 0:  # all ask as the first does (`first_token`)
+        few = slice(None), slice(None), slice(FEWEST)
+        biases = (bias if bias is None else bias[few] for bias in (attention_mask, position_bias))
+        read, _ = _in_blocks(module, query[few], key, value, next(biases), scaling, next(biases), softcap, **more)
+        return read[:, :1].expand(-1, n_asked, -1, -1), None
     n_scores = n_heads * n_asked * key.shape[2]
     if n_scores > _MOST_SCORES and softcap is None:
         return sdpa_attention_forward(

@@ -7,35 +7,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from tl_nlp.attention import FEWEST
 from tl_nlp.families import FAMILIES, backbone
 
 _QUERY, _BEHIND = "attention.self.query", "attention.output"
-"""In a block of BERT's kind what makes queries, and what reads the states that attention gives beside those that the
-block was given."""
+"""In a block of BERT's kind what makes queries, and what reads the states that attention gives and those that the block
+was given."""
 
 
 @contextmanager
 def first_token_alone(model: Any) -> Iterator[None]:
-    """Within the block what comes out of the encoder is of shape (windows, 1, hidden), in families whose block is of
-    BERT's kind; nothing changes in others."""
+    """Within the block no more than the first tokens come out of the encoder, in families whose blocks are of BERT's
+    kind; others stay as they are."""
     encoder = backbone(model)
     family, in_chunks = FAMILIES.get(encoder.config.model_type), getattr(encoder.config, "chunk_size_feed_forward", 0)
     if family is None or not family.attention_out[0].startswith(_BEHIND) or in_chunks:
         yield
         return
-    block = encoder.encoder.layer[-1]
-    hooks = [
-        block.get_submodule(_BEHIND).register_forward_pre_hook(lambda _, states: tuple(one[:, :1] for one in states))
-    ]
+    top = encoder.encoder.layer[-1]
+    behind = top.get_submodule(_BEHIND)
+    hooks = [behind.register_forward_pre_hook(lambda _, states: tuple(map(_first, states)))]
     if _QUERY in family.query_value:
-        hooks += _ask_once(block.get_submodule(_QUERY))
+        hooks += _ask_once(top.get_submodule(_QUERY))
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _first(states: Tensor) -> Tensor:
+    """As few as products keep their bits with. In one piece, else a linear layer rounds before it adds its bias."""
+    return states[:, :FEWEST].contiguous()
 
 
 def _ask_once(query: nn.Module) -> list[Any]:
@@ -44,9 +49,9 @@ def _ask_once(query: nn.Module) -> list[Any]:
 
     def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         widths.append(inputs[0].shape[1])
-        return (inputs[0][:, :1],)
+        return (_first(inputs[0]),)
 
     return [
         query.register_forward_pre_hook(before),
-        query.register_forward_hook(lambda _, __, asked: asked.expand(-1, widths.pop(), -1)),
+        query.register_forward_hook(lambda _, __, asked: asked[:, :1].expand(-1, widths.pop(), -1)),
     ]
