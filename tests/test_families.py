@@ -4,6 +4,7 @@ import json
 import shutil
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -201,6 +202,23 @@ def test_of_the_top_block_what_the_head_does_not_read_is_not_computed(
         plain = model(**read).logits.softmax(-1)[:, 1]
     assert answers == pytest.approx(plain.tolist(), abs=1e-6)
     assert widths == {read["input_ids"].shape[1]}
+
+
+@pytest.mark.parametrize("more", [{"chunk_size_feed_forward": 32}, {"conv_kernel_size": 3, "conv_act": "gelu"}])
+def test_a_top_block_that_reads_more_than_the_head_is_left_whole(more: dict[str, Any], tiny_bert: Path) -> None:
+    family = "deberta-v2" if "conv_kernel_size" in more else "bert"
+    shape = SMALL | {"num_hidden_layers": 1, "vocab_size": 200, "num_labels": 2, "pad_token_id": 0}
+    config = AutoConfig.for_model(family, **shape | more)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    predictor = Predictor(model, tokenizer, Classification(labels=("negative", "positive")), "float32")
+    text = "a film of a good cast " * 5  # 32 tokens with its marks
+    read = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+    assert read["input_ids"].shape == (1, 32)
+    with torch.no_grad():
+        plain = model(**read).logits.softmax(-1)[0, 1]
+    assert predictor([text])[0].probabilities["positive"] == pytest.approx(plain.item(), abs=1e-6)
 
 
 @pytest.mark.slow

@@ -15,6 +15,9 @@ from tl_nlp.families import FAMILIES, backbone
 _QUERY, _BEHIND = "attention.self.query", "attention.output"
 """In a block of BERT's kind what makes queries, and what reads the states that attention gives and those that the block
 was given."""
+_LOOKS_FURTHER = ("chunk_size_feed_forward", "conv_kernel_size")
+"""What of a configuration, where it is not 0, has more tokens read behind attention: in chunks of so many, and by the
+convolution of some DeBERTas."""
 
 
 @contextmanager
@@ -22,8 +25,9 @@ def first_token_alone(model: Any) -> Iterator[None]:
     """Within the block no more than the first tokens come out of the encoder, in families whose blocks are of BERT's
     kind; others stay as they are."""
     encoder = backbone(model)
-    family, in_chunks = FAMILIES.get(encoder.config.model_type), getattr(encoder.config, "chunk_size_feed_forward", 0)
-    if family is None or not family.attention_out[0].startswith(_BEHIND) or in_chunks:
+    family = FAMILIES.get(encoder.config.model_type)
+    looks_further = any(getattr(encoder.config, name, 0) for name in _LOOKS_FURTHER)
+    if family is None or not family.attention_out[0].startswith(_BEHIND) or looks_further:
         yield
         return
     top = encoder.encoder.layer[-1]
