@@ -173,6 +173,32 @@ def test_a_family_is_read_as_its_plain_attention_reads(checkpoint: Path, monkeyp
 LIKE_BERT = ["bert", "camembert", "electra", "roberta", "xlm-roberta"]
 
 
+def untrained(
+    family: str, tiny_bert: Path, attention: str = "eager", precision: str = "float32", **more: Any
+) -> Predictor:
+    """Of a model of the family with the head of its checkpoints, as they are drawn."""
+    shape = {**SMALL, "vocab_size": 200, "max_position_embeddings": 130, "num_labels": 2, "pad_token_id": 0}
+    config = AutoConfig.for_model(family, **shape | FAMILIES.get(family, {}) | more)
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention).eval()
+    task = Classification(labels=("negative", "positive"))
+    return Predictor(model, AutoTokenizer.from_pretrained(tiny_bert), task, precision)
+
+
+def shares(predictor: Predictor, texts: list[str]) -> list[float]:
+    return [answer.probabilities["positive"] for answer in predictor(texts)]
+
+
+def plain_shares(predictor: Predictor, texts: list[str]) -> list[float]:
+    """As transformers answers."""
+    read = predictor.tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    with torch.no_grad():
+        return predictor.model(**read).logits.softmax(-1)[:, 1].tolist()
+
+
+TEXTS = ["the good film", "a bad plot " * 20, "a film of a good cast " * 6]
+
+
 @pytest.mark.parametrize(
     ("family", "attention"),
     [*product([*LIKE_BERT, "deberta", "deberta-v2"], ["eager"]), *product(LIKE_BERT, ["sdpa"])],
@@ -180,45 +206,36 @@ LIKE_BERT = ["bert", "camembert", "electra", "roberta", "xlm-roberta"]
 def test_of_the_top_block_what_the_head_does_not_read_is_not_computed(
     family: str, attention: str, tiny_bert: Path
 ) -> None:
-    shape = {**SMALL, "vocab_size": 200, "max_position_embeddings": 130, "num_labels": 2, "pad_token_id": 0}
-    config = AutoConfig.for_model(family, **shape | FAMILIES.get(family, {}))
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention).eval()
-    top, widths = model.base_model.encoder.layer[-1], set()
+    predictor = untrained(family, tiny_bert, attention)
+    top, widths = predictor.model.base_model.encoder.layer[-1], set()
     asking = [top.attention.self.query] if family in LIKE_BERT else []
     for part in (top.attention.output, top.intermediate, *asking):
         part.register_forward_hook(lambda _, states, __: widths.add(states[0].shape[1]))
-
-    predictor = Predictor(
-        model, AutoTokenizer.from_pretrained(tiny_bert), Classification(labels=("negative", "positive")), "float32"
-    )
-    texts = ["the good film", "a bad plot " * 20, "a film of a good cast " * 6]
-    answers = [answer.probabilities["positive"] for answer in predictor(texts)]
+    answers = shares(predictor, TEXTS)
     assert widths == {16}
 
     widths.clear()
-    read = predictor.tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
-    with torch.no_grad():
-        plain = model(**read).logits.softmax(-1)[:, 1]
-    assert answers == pytest.approx(plain.tolist(), abs=1e-6)
-    assert widths == {read["input_ids"].shape[1]}
+    assert answers == pytest.approx(plain_shares(predictor, TEXTS), abs=1e-6)
+    assert widths == {62}
 
 
 @pytest.mark.parametrize("more", [{"chunk_size_feed_forward": 32}, {"conv_kernel_size": 3, "conv_act": "gelu"}])
 def test_a_top_block_that_reads_more_than_the_head_is_left_whole(more: dict[str, Any], tiny_bert: Path) -> None:
     family = "deberta-v2" if "conv_kernel_size" in more else "bert"
-    shape = SMALL | {"num_hidden_layers": 1, "vocab_size": 200, "num_labels": 2, "pad_token_id": 0}
-    config = AutoConfig.for_model(family, **shape | more)
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").eval()
-    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
-    predictor = Predictor(model, tokenizer, Classification(labels=("negative", "positive")), "float32")
-    text = "a film of a good cast " * 5  # 32 tokens with its marks
-    read = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
-    assert read["input_ids"].shape == (1, 32)
-    with torch.no_grad():
-        plain = model(**read).logits.softmax(-1)[0, 1]
-    assert predictor([text])[0].probabilities["positive"] == pytest.approx(plain.item(), abs=1e-6)
+    predictor = untrained(family, tiny_bert, num_hidden_layers=1, **more)
+    texts = ["a film of a good cast " * 5]  # of 32 tokens, which are a chunk
+    assert shares(predictor, texts) == pytest.approx(plain_shares(predictor, texts), abs=1e-6)
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="no fast bfloat16")
+@pytest.mark.parametrize("family", LIKE_BERT)
+def test_answers_of_a_narrowed_top_block_are_the_same_bits_in_any_company(family: str, tiny_bert: Path) -> None:
+    predictor = untrained(family, tiny_bert, precision="bfloat16", initializer_range=0.2)
+    for name, weight in predictor.model.named_parameters():
+        if name.endswith("bias"):  # which is drawn as 0
+            torch.nn.init.normal_(weight)
+    texts = [text * n for n in (1, 2, 3) for text in TEXTS[::2]] * 2
+    assert shares(predictor, texts) == [share for text in texts for share in shares(predictor, [text])]
 
 
 @pytest.mark.slow

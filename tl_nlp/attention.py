@@ -11,11 +11,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from tl_nlp.environment import TILE
+
 BLOCKS = "tl_nlp_blocks"
 FUSED = "tl_nlp_fused"
 """Their names as an `attn_implementation` of transformers; whatever can have "sdpa" can have them."""
-FEWEST = 16
-"""Rows of a product; a CPU can add up those of fewer in another order, and answers would depend on their company."""
 _MOST_SCORES = 1 << 21  # of a block, which are 4 MB in bfloat16
 
 
@@ -38,10 +38,10 @@ def _in_blocks(
         read, _ = _in_blocks(module, asked, key, value, attention_mask, scaling, position_bias, softcap, **more)
         return read.flatten(0, 1).unsqueeze(1), None
     n_texts, n_heads, n_asked, size = query.shape
-    if n_asked > FEWEST and query.stride(2) == 0:  # all ask as the first does (`first_token`)
-        few = slice(None), slice(None), slice(FEWEST)
-        biases = (bias if bias is None else bias[few] for bias in (attention_mask, position_bias))
-        read, _ = _in_blocks(module, query[few], key, value, next(biases), scaling, next(biases), softcap, **more)
+    if n_asked > TILE and query.stride(2) == 0:  # all ask as the first does (`first_token`)
+        few = slice(None), slice(None), slice(TILE)
+        mask, bias = (one if one is None else one[few] for one in (attention_mask, position_bias))
+        read, _ = _in_blocks(module, query[few], key, value, mask, scaling, bias, softcap, **more)
         return read[:, :1].expand(-1, n_asked, -1, -1), None
     n_scores = n_heads * n_asked * key.shape[2]
     if n_scores > _MOST_SCORES and softcap is None:

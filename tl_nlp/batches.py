@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tl_nlp.environment import TILE
 from tl_nlp.types import IGNORED
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ class Columns:
 
 
 _FILL = {"input_ids": 0, "token_type_ids": 0, "sentence_ids": -1, "sides": 0}
-_TILE = 16  # tokens; of widths that are its multiples CPUs add up a row in one order, whatever else is in the pass
 _PASS = 128  # tokens that take as long as what a pass of any size does beside them: 4.5 ms of MiniLM on 2 cores
 _GROUP = 50  # batches that are shuffled together and sorted by length; more pad less and mix less
 
@@ -116,7 +116,7 @@ def budgeted(lengths: Sequence[list[int]], n_tokens: int, of_a_pass: int = _PASS
 
 def tiled(n_tokens: int) -> int:
     """What so many tokens are padded to for inference."""
-    return -(-n_tokens // _TILE) * _TILE
+    return -(-n_tokens // TILE) * TILE
 
 
 def collate(

@@ -25,6 +25,11 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+TILE = 16
+"""Tokens; of windows so many, or a multiple, CPUs add up a row of a product in one order, whatever else is in the
+pass."""
+
+
 def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What of two environment.json computes differently: versions, device and threads, processes."""
     parts = [(name, each) for name, each in (("device_name", "device"), ("n_processes", "number of processes"))]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tl_nlp.attention import FEWEST
+from tl_nlp.environment import TILE
 from tl_nlp.families import FAMILIES, backbone
 
 _QUERY, _BEHIND = "attention.self.query", "attention.output"
@@ -44,7 +44,7 @@ def first_token_alone(model: Any) -> Iterator[None]:
 
 def _first(states: Tensor) -> Tensor:
     """As few as products keep their bits with. In one piece, else a linear layer rounds before it adds its bias."""
-    return states[:, :FEWEST].contiguous()
+    return states[:, :TILE].contiguous()
 
 
 def _ask_once(query: nn.Module) -> list[Any]:

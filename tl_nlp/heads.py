@@ -44,8 +44,8 @@ class Head:
     """The class of transformers that the model is loaded with."""
     reads_means = False
     """Whether it reads no more of a window's states than their mean, so that this one stands for all."""
-    reads_as_checkpoint = False
-    """Whether it reads of a window's states what the checkpoint's own classification class does."""
+    by_token = True
+    """Whether it reads the state of each token, and not what the checkpoint's own classification class reads."""
 
     @property
     def is_own(self) -> bool:
@@ -125,7 +125,7 @@ class Pooled(Head):
         compare: bool = False,
     ):
         self.by_token = pooling != "checkpoint"
-        self.reads_means, self.reads_as_checkpoint = self.by_token and not compare, not self.by_token
+        self.reads_means = self.by_token and not compare
         self.auto_class = f"AutoModelFor{'Token' if self.by_token else 'Sequence'}Classification"
         self._document: dict[str, Any] | None = None
         if pooling in ("attention", "transformer") or n_surface or dropout or compare:

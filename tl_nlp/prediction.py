@@ -181,7 +181,7 @@ class Predictor:
         from tl_nlp.hardware import inferring
 
         self.activate()
-        narrowed = first_token_alone(self.model) if self.head.reads_as_checkpoint else nullcontext()
+        narrowed = nullcontext() if self.head.by_token else first_token_alone(self.model)
         with inferring(self.model, self.precision) as device, narrowed:
 
             def infer(columns: dict[str, list[Any]]) -> Sequence[np.ndarray]:
