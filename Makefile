@@ -20,7 +20,8 @@ check: $(INSTALLED)  ## style, types and layers
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-bench: $(INSTALLED)  ## speed and memory against peers, for docs/performance.md; some hours
+bench: export CUDA_VISIBLE_DEVICES =
+bench: $(INSTALLED)  ## speed and memory against peers on the CPU, for docs/performance.md; some hours
 	.venv/bin/python benchmarks/against_trainer.py
 	.venv/bin/python benchmarks/choices.py
 	.venv/bin/python benchmarks/exporting.py

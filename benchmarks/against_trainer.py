@@ -27,13 +27,13 @@ from transformers.utils import logging
 from tl_nlp import Recipe, load_recipe, train
 from tl_nlp.artifact import locate
 from tl_nlp.data.files import Files
-from tl_nlp.hardware import device_name, has_fast_bfloat16
+from tl_nlp.hardware import best_device, device_name, has_fast_bfloat16
 from tl_nlp.pretrained import load_tokenizer
 from tl_nlp.rows import resolved
 
 TIMES = 5
 SEEDS = 3
-DEVICE = torch.device("cpu")
+DEVICE = best_device()
 PEERS = {
     "Trainer, float32": {},
     "Trainer, bfloat16, by length": {"bf16": True, "train_sampling_strategy": "group_by_length"},
@@ -118,11 +118,11 @@ def theirs(recipe: Recipe, epochs: float, seed: int, options: dict[str, object])
             per_device_eval_batch_size=64,
             learning_rate=recipe.training.lr,
             warmup_steps=recipe.training.warmup,
-            use_cpu=True,
+            use_cpu=DEVICE.type == "cpu",
             seed=seed,
             save_strategy="no",
             report_to="none",
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=DEVICE.type == "cuda",
             **options,
         ),
         train_dataset=rows["train"],

@@ -18,12 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import torch
-
-from tl_nlp.hardware import device_name
+from tl_nlp.hardware import best_device, device_name, has_fast_bfloat16
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "sentiment.py"
 EPOCHS = 10
+DEVICE = best_device()
 WORDS = ["method=head", f"training.epochs={EPOCHS}", "training.lr=5e-3", "training.head_lr=null", "data.similarity=1"]
 
 
@@ -34,7 +33,7 @@ def main(times: int) -> None:
         spent["first"].append(ours(folder, seed=0))
         spent["again"].append(ours(folder, seed=1))
         spent["Trainer"].append(timed([sys.executable, str(Path(__file__).resolve()), "--trainer"], folder, last_line))
-    print(device_name(torch.device("cpu")))
+    print(device_name(DEVICE))
     command, training, _ = (median(column) for column in zip(*spent["Trainer"], strict=True))
     print(f"{'':12} {'command, s':>11} {'ratio':>6} {'training, s':>12} {'ratio':>6} {'accuracy':>9}")
     for name, found in spent.items():
@@ -75,7 +74,6 @@ def with_trainer() -> None:
 
     from tl_nlp import load_recipe
     from tl_nlp.artifact import locate
-    from tl_nlp.hardware import has_fast_bfloat16
     from tl_nlp.pretrained import load_tokenizer
     from tl_nlp.rows import resolved
 
@@ -90,8 +88,9 @@ def with_trainer() -> None:
     model.base_model.requires_grad_(False)
     arguments = TrainingArguments(
         tempfile.mkdtemp(prefix="tl_nlp-head-"), num_train_epochs=EPOCHS, per_device_train_batch_size=32,
-        per_device_eval_batch_size=64, learning_rate=5e-3, use_cpu=True, save_strategy="no", report_to="none",
-        dataloader_pin_memory=False, bf16=has_fast_bfloat16(torch.device("cpu")), disable_tqdm=True,
+        per_device_eval_batch_size=64, learning_rate=5e-3, save_strategy="no", report_to="none",
+        use_cpu=DEVICE.type == "cpu", dataloader_pin_memory=DEVICE.type == "cuda", bf16=has_fast_bfloat16(DEVICE),
+        disable_tqdm=True,
     )  # fmt: skip
     trainer = Trainer(model, arguments, train_dataset=rows["train"], data_collator=DataCollatorWithPadding(tokenizer))
     start = time.perf_counter()

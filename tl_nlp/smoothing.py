@@ -10,14 +10,13 @@ import torch
 
 from tl_nlp.families import within_block
 
-_USUAL = 0.98  # the quantile of a layer's input channels, by their largest activation, above which they are outliers
+_USUAL = 0.9  # the quantile of a layer's input channels, by their largest activation, above which they are outliers
 _RARE = 2.0  # times as large as usual the largest must be, or a layer is left as it is
 
 
 def smooth(model: Any, answer: Callable[[], object]) -> None:
-    """Divides outlying channels among the inputs of the layers of each block that widen or narrow by what its weights
-    for them are multiplied with, so that the model, in place, computes what it did. `answer` has it answer texts, by
-    which outliers are known.
+    """Divides outlying channels among the inputs of the layers of each block by what its weights for them are multiplied
+    with, so that the model, in place, computes what it did. `answer` has it answer texts, by which outliers are known.
 
     The factor is the square root of how far above usual a channel is: half of the difficulty goes to the weights
     (SmoothQuant, Xiao et al. 2023, https://arxiv.org/abs/2211.10438, section 4, with alpha 0.5), of the channels alone
@@ -26,7 +25,7 @@ def smooth(model: Any, answer: Callable[[], object]) -> None:
     layers = {
         name: module
         for name, module in model.named_modules()
-        if within_block(name) and isinstance(module, torch.nn.Linear) and module.in_features != module.out_features
+        if within_block(name) and isinstance(module, torch.nn.Linear)
     }
     largest: dict[str, torch.Tensor] = {}
 
