@@ -15,7 +15,7 @@ _RARE = 2.0  # times as large as usual the largest must be, or a layer is left a
 
 
 def smooth(model: Any, answer: Callable[[], object]) -> None:
-    """Divides outlying channels among the inputs of the layers of each block by what its weights for them are multiplied
+    """Divides outlying channels among the inputs of each layer of a block by what its weights for them are multiplied
     with, so that the model, in place, computes what it did. `answer` has it answer texts, by which outliers are known.
 
     The factor is the square root of how far above usual a channel is: half of the difficulty goes to the weights
