@@ -47,7 +47,7 @@ def main() -> None:
     asked = parser.parse_args()
     logging.disable_progress_bar()
     folder = Path(tempfile.mkdtemp(prefix="tl_nlp-exporting-"))
-    run = asked.run or trained(folder)
+    run = asked.run or trained(folder, asked.max_length)
     peer = pipeline("text-classification", model=str(run.artifact), device="cpu", dtype="float32")
     predictors = {"torch (tl_nlp)": Predictor.load(run)}
     for name in asked.exports:
@@ -91,9 +91,9 @@ def main() -> None:
         )
 
 
-def trained(folder: Path) -> Run:
+def trained(folder: Path, max_length: int) -> Run:
     recipe = load_recipe(Path(__file__).parent.parent / "recipes" / "sentiment.py", "training.epochs=1")
-    return train(recipe.override("task.pooling=checkpoint", "task.max_length=512"), root=folder)
+    return train(recipe.override("task.pooling=checkpoint", f"task.max_length={max_length}"), root=folder)
 
 
 def mixed(run: Run, n_rows: int) -> tuple[list[str], list[str]]:
