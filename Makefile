@@ -3,7 +3,7 @@
 PYTHON ?= python3
 INSTALLED = .venv/.installed
 
-.PHONY: sentiment test test-all check bench format clean
+.PHONY: sentiment test test-all test-gpu check bench format clean
 
 sentiment: $(INSTALLED)  ## fine-tune the packaged MiniLM on movie reviews; prints scores and the run directory
 	.venv/bin/tl-nlp train sentiment
@@ -13,6 +13,9 @@ test: check  ## style, types, layers, and all tests but the long ones
 
 test-all: test  ## everything CI runs
 	.venv/bin/pytest -m slow
+
+test-gpu: $(INSTALLED)  ## what only a GPU can show, where there is one
+	.venv/bin/pytest -m gpu
 
 check: $(INSTALLED)  ## style, types and layers
 	.venv/bin/ruff check .

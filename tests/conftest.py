@@ -41,6 +41,13 @@ FILLER = ("the", "film", "is", "and", "plot", "with", "actors", "very", "story",
 MARKS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<pad>", "</s>", "<unk>")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """A GPU is for the tests that need one: the others say to the bit what a CPU computes. To see one run on a GPU none
+    the less, name that: CUDA_VISIBLE_DEVICES=0."""
+    if config.option.markexpr != "gpu":
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+
 def _tokenizer(**special: str):
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast

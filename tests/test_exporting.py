@@ -28,7 +28,7 @@ from tl_nlp.pretrained import find, load_tokenizer
 from tl_nlp.run import CERTIFICATE
 from tl_nlp.smoothing import smooth
 from tl_nlp.tokenization import FastTokenizer, as_json
-from tl_nlp.types import Label, Labels, Scores
+from tl_nlp.types import Label, Labels, PassBudget, Scores
 
 pytest.importorskip("onnxscript")
 ABSENT = ("torch", "transformers", "accelerate", "peft", "captum", "sklearn", "evaluate", "scipy", "safetensors")
@@ -133,7 +133,7 @@ def side_by_side(predictor: Predictor, texts: list[str], pairs: Any = None, **co
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "2")
         patch.setattr(Exported, "many", 1)
-        patch.setattr(Exported, "pass_tokens", 1)
+        patch.setattr(Exported, "pass_budget", PassBudget(1))
         answers = predictor(texts, pairs, **columns)
     assert "_on_one_core" in vars(predictor.model)  # made when first so many passes are asked for
     return answers

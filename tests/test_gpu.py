@@ -1,8 +1,9 @@
-"""What only a GPU can show; each skips itself without one."""
+"""What only a GPU can show: `make test-gpu`. Each skips itself without one, and from the other tests it is hidden."""
 
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,9 @@ def test_a_step_begins_before_the_one_before_it_is_done(tiny_bert: Path, reviews
     """CUDA tells of each wait."""
     steps, _ = steps_of(prepare(tiny_recipe(tiny_bert, reviews).override("training.dropout=0.1")), Accelerator())
     steps.take(0)
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
     try:
         begun = [steps.begin(step) for step in (1, 2)]
     finally:
@@ -103,5 +106,5 @@ def test_steps_are_compiled_where_that_is_faster(
     monkeypatch.setattr("tl_nlp.compiling._LEAST", 0)
     run = train(tiny_recipe(tiny_bert, reviews))
     told = capsys.readouterr().err
-    assert "torch.compile took " in told
+    assert "torch.compile took " in told, told
     assert run.environment()["compiled"] is (": kept" in told)

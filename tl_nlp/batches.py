@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tl_nlp.environment import TILE
-from tl_nlp.types import IGNORED
+from tl_nlp.types import IGNORED, PassBudget
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 Encoded = Any
@@ -43,7 +42,6 @@ class Columns:
 
 
 _FILL = {"input_ids": 0, "token_type_ids": 0, "sentence_ids": -1, "sides": 0}
-_PASS = 128  # tokens that take as long as what a pass of any size does beside them: 4.5 ms of MiniLM on 2 cores
 _GROUP = 50  # batches that are shuffled together and sorted by length; more pad less and mix less
 
 
@@ -91,20 +89,19 @@ def passes(rows: Sequence[int], lengths: Sequence[list[int]], device_batch_size:
         yield here
 
 
-def budgeted(lengths: Sequence[list[int]], n_tokens: int, of_a_pass: int = _PASS) -> Iterator[list[int]]:
-    """All rows in batches for inference, long ones first, each of at most `n_tokens` tokens padding included. Rows that
-    need less width have a batch of their own where that saves more padding than another pass takes, which is as long as
-    `of_a_pass` tokens do."""
+def budgeted(lengths: Sequence[list[int]], budget: PassBudget) -> Iterator[list[int]]:
+    """All rows in batches for inference, long ones first. Rows that need less width have a batch of their own where
+    that saves more padding than another pass takes."""
     widths = [tiled(max(windows)) for windows in lengths]
     here: list[int] = []
     n_windows, widest = 0, 0
     for width, group in groupby(sorted(range(len(lengths)), key=lambda row: -max(lengths[row])), widths.__getitem__):
         rows = list(group)
-        if here and (widest - width) * sum(len(lengths[row]) for row in rows) > of_a_pass:
+        if here and (widest - width) * sum(len(lengths[row]) for row in rows) > budget.beside:
             yield here
             here, n_windows = [], 0
         for row in rows:
-            if here and (n_windows + len(lengths[row])) * widest > n_tokens:
+            if here and (n_windows + len(lengths[row])) * widest > budget.tokens:
                 yield here
                 here, n_windows = [], 0
             widest = widest if here else width
@@ -132,7 +129,7 @@ def collate(
     for name in _FILL:
         if name in columns:
             fill = pad_id if name == "input_ids" else _FILL[name]
-            batch[name] = _pad([window for windows in columns[name] for window in windows], fill, torch.long, n_tokens)
+            batch[name] = _pad([window for windows in columns[name] for window in windows], fill, n_tokens)
     if "features" in columns:
         windows = [torch.as_tensor(window) for windows in columns["features"] for window in windows]
         states = torch.nn.utils.rnn.pad_sequence(windows, batch_first=True)
@@ -147,7 +144,7 @@ def collate(
     batch["attention_mask"] = (torch.arange(n_tokens or max(lengths)) < torch.tensor(lengths).unsqueeze(1)).long()
     if "hidden" in columns:
         hidden = [window for windows in columns["hidden"] for window in windows]
-        batch["attention_mask"] -= _pad(hidden, 0, torch.long, n_tokens)
+        batch["attention_mask"] -= _pad(hidden, 0, n_tokens)
     if "surface" in columns:
         batch["surface"], batch["group"] = torch.tensor(columns["surface"]), torch.tensor(columns["group"])
     if "soft_targets" in columns:
@@ -180,17 +177,17 @@ def _labels(labels: list[Any]) -> Tensor:
     if not isinstance(labels[0], list):
         return torch.tensor(labels)
     if _are_texts(labels):
-        return _pad([window for windows in labels for window in windows], IGNORED, torch.long)
+        return _pad([window for windows in labels for window in windows], IGNORED)
     if any(isinstance(value, float) for value in labels[0]):
-        return _pad(labels, float("nan"), torch.float)
+        return _pad(labels, float("nan"), dtype=np.float32)
     return torch.tensor(labels)
 
 
-def _pad(lists: list[list[Any]], fill: float, dtype: torch.dtype, width: int | None = None) -> Tensor:
+def _pad(lists: list[list[Any]], fill: float, width: int | None = None, dtype: type = np.int64) -> Tensor:
     """Of shape (lists, width), by default that of the longest."""
     import torch
 
-    padded = torch.full((len(lists), width or max(map(len, lists))), fill, dtype=dtype)
+    padded: np.ndarray = np.full((len(lists), width or max(map(len, lists))), fill, dtype)
     for row, values in zip(padded, lists, strict=True):
-        row[: len(values)] = torch.tensor(values, dtype=dtype)
-    return padded
+        row[: len(values)] = values
+    return torch.from_numpy(padded)

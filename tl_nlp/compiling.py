@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from typing import Any
 
 from tl_nlp.combinations import uncompilable
@@ -34,7 +35,9 @@ def settle(steps: Steps, left: float, start: int, before: bool | None, on_states
         return before
     places = range(steps.plan.steps)[-_TRIED:]
     try:
-        with untouched(steps):
+        with untouched(steps), warnings.catch_warnings():
+            # what is computed in float32 on a GPU is to have its 24 bits
+            warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
             plain = _seconds(steps, places)
             started = time.perf_counter()
             part.compile(dynamic=True)

@@ -17,7 +17,7 @@ from tl_nlp import features
 from tl_nlp.batches import Encoded, budgeted, epoch_order, passes, window_lengths
 from tl_nlp.errors import NotFiniteError
 from tl_nlp.feature_cache import FeatureCache
-from tl_nlp.hardware import pass_tokens
+from tl_nlp.hardware import pass_budget
 from tl_nlp.memory import optimizer_bytes
 from tl_nlp.prediction import Predictor
 from tl_nlp.schedule import Plan, Rates
@@ -291,7 +291,7 @@ def _filling(cache: FeatureCache | None, predictor: Predictor, splits: dict[str,
     rows = max(new.values(), key=len)
     if not len(rows):
         return dict.fromkeys(splits, 0.0)
-    parts = list(budgeted(window_lengths(rows), pass_tokens(model)))
+    parts = list(budgeted(window_lengths(rows), pass_budget(model)))
     a_token = _a_token(read, rows, parts, sum(n_tokens.values()))
     return {split: a_token * n for split, n in n_tokens.items()}
 
@@ -321,7 +321,7 @@ def _a_token(use: Callable[[Encoded], object], encoded: Encoded, parts: list[lis
 
 def padded(lengths: Sequence[list[int]], model: Any) -> int:
     """The tokens of all rows, padding included, as a model reads them."""
-    return sum(_padded(lengths, rows) for rows in budgeted(lengths, pass_tokens(model)))
+    return sum(_padded(lengths, rows) for rows in budgeted(lengths, pass_budget(model)))
 
 
 def _padded(lengths: Sequence[list[int]], rows: list[int]) -> int:

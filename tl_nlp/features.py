@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tl_nlp.batches import Columns, Encoded, budgeted, collate, tiled, window_lengths
 from tl_nlp.families import encoder_of, head_modules, writes
 from tl_nlp.feature_cache import FeatureCache, Kind, row_keys
-from tl_nlp.hardware import inferring, is_half, pass_tokens
+from tl_nlp.hardware import inferring, is_half, pass_budget
 from tl_nlp.heads import Head
 from tl_nlp.pretrained import positions
 from tl_nlp.states import entered, states_below
@@ -211,7 +211,7 @@ def last_states(
     lengths = window_lengths(encoded)
     bar = tqdm(total=len(lengths), desc=description, unit="row", file=sys.stderr, disable=not description)
     with inferring(model, precision) as device, bar:
-        for rows in budgeted(lengths, pass_tokens(model)):
+        for rows in budgeted(lengths, pass_budget(model)):
             columns = encoded[rows]
             longest = max(len(window) for windows in columns["input_ids"] for window in windows)
             width = int(max(longest, min(tiled(longest), positions(model.config))))

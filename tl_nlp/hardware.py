@@ -16,6 +16,7 @@ import torch
 
 from tl_nlp.attention import BLOCKS
 from tl_nlp.families import without_peft
+from tl_nlp.types import PassBudget
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -55,13 +56,12 @@ def inferring(model: Any, precision: str) -> Iterator[torch.device]:
             plain.set_attn_implementation("eager")
 
 
-def pass_tokens(model: Any) -> int:
-    """How many tokens a model reads in one pass of inference, padding included: on a CPU as many as its caches hold the
-    states of, of MiniLM; fewer where weights are int8, whose products there have eight copies of a layer's states for a
-    moment (docs/lab.md)."""
+def pass_budget(model: Any) -> PassBudget:
+    """What a model reads in one pass of inference: on a CPU as much as its caches hold the states of, of MiniLM; less
+    where weights are int8, whose products there have eight copies of a layer's states for a moment (docs/lab.md)."""
     if next(model.parameters()).device.type == "cuda":
-        return 8192
-    return 512 if any(weight.dtype == torch.int8 for weight in model.parameters()) else 2048
+        return PassBudget(32768, beside=8192)
+    return PassBudget(512 if any(weight.dtype == torch.int8 for weight in model.parameters()) else 2048)
 
 
 def release() -> None:

@@ -27,6 +27,7 @@ from tl_nlp.generation import Decoder, Settings, highest, in_parts, written
 from tl_nlp.recipe import Task
 from tl_nlp.run import RECIPE, read_certificate
 from tl_nlp.tokenization import FastTokenizer
+from tl_nlp.types import PassBudget
 from tl_nlp.windows import ASKED, STATED, TEXT
 
 MODEL, DOCUMENT, TOKENIZER = "model.onnx", "document.onnx", "tokenizer.json"
@@ -45,7 +46,7 @@ class Exported:
     another. Those have sessions of their own, begun when first there are so many. Raises RunError.
     """
 
-    pass_tokens = 512  # padding included; more take longer by the token, less no shorter (docs/lab.md)
+    pass_budget = PassBudget(512)  # more take longer by the token, less no shorter (docs/lab.md)
     many: float = 16  # passes that take about as long as a session takes to begin
 
     def __init__(self, folder: Path, task: Task, runtime: str, graphs: Sequence[str]):

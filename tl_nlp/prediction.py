@@ -21,7 +21,7 @@ from tl_nlp.onnx import Exported
 from tl_nlp.recipe import Recipe, Task
 from tl_nlp.rows import columns_of, select
 from tl_nlp.run import Run, artifact_folder, is_export, read_recipe
-from tl_nlp.types import COLUMNS, Prediction, as_json
+from tl_nlp.types import COLUMNS, PassBudget, Prediction, as_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 
 _CHUNK = 10_000  # rows that are encoded at once
 _BAR_FROM = 200  # rows
-_WRITTEN_AT_ONCE = 8192  # tokens of texts that are read, so that many are written: a step of a few takes as long
-_OF_A_WRITING = 2048  # tokens that are read in as long as weights are for each token that is written
-
+_WRITING = PassBudget(8192, beside=2048)  # tokens that are read: many are written at once, a step of a few is as long
 
 _Item = TypeVar("_Item")
 
@@ -149,12 +147,12 @@ class Predictor:
     def passes(self, lengths: Sequence[list[int]]) -> list[list[int]]:
         """The rows of each pass that infers for rows whose windows have so many tokens."""
         if self.task.head == "generate":
-            return list(budgeted(lengths, _WRITTEN_AT_ONCE, _OF_A_WRITING))
+            return list(budgeted(lengths, _WRITING))
         if isinstance(self.model, Exported):
-            return list(budgeted(lengths, self.model.pass_tokens))
-        from tl_nlp.hardware import pass_tokens
+            return list(budgeted(lengths, self.model.pass_budget))
+        from tl_nlp.hardware import pass_budget
 
-        return list(budgeted(lengths, pass_tokens(self.model)))
+        return list(budgeted(lengths, pass_budget(self.model)))
 
     def infer(self, encoded: Encoded, bar: Any = None) -> list[np.ndarray]:
         """What the head infers for each encoded row, in their order; each pass keeps within a token budget."""
