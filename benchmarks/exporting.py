@@ -60,13 +60,13 @@ def main() -> None:
         predictor.task = predictor.task.model_copy(update={"max_windows": 1, "max_length": asked.max_length})
 
     print(device_name(torch.device("cpu")))
-    print(f"{'one request':24} {'p50, ms':>9} {'ratio':>6}")
+    print(f"{'one request':24} {'p50, ms':>9} {'peer':>7} {'ratio':>6}")
     for name, predictor in predictors.items():
         ours, theirs = in_turn(
             partial(p50, predictor, [[text] for text in sentences]), partial(p50, partial(peer, **cut), sentences)
         )
-        print(f"{name:24} {1000 * ours:9.2f} {theirs / ours:6.2f}")
-    print(f"{PEER:24} {1000 * theirs:9.2f}\n", flush=True)
+        print(f"{name:24} {1000 * ours:9.2f} {1000 * theirs:7.2f} {theirs / ours:6.2f}", flush=True)
+    print()
 
     def label(name: str, texts: list[str]) -> list[str]:
         if name == PEER:

@@ -42,10 +42,9 @@ MARKS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<pad>", "</s>", "<unk>")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A GPU is for the tests that need one: the others say to the bit what a CPU computes. To see one run on a GPU none
-    the less, name that: CUDA_VISIBLE_DEVICES=0."""
-    if config.option.markexpr != "gpu":
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    """A GPU is for the tests that need one (-m gpu): the others say to the bit what a CPU computes."""
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _tokenizer(**special: str):

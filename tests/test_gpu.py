@@ -18,7 +18,7 @@ from tl_nlp.training import steps_of
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here, or hidden: make test-gpu"),
 ]
 
 
@@ -75,10 +75,10 @@ def test_a_step_begins_before_the_one_before_it_is_done(tiny_bert: Path, reviews
     """CUDA tells of each wait."""
     steps, _ = steps_of(prepare(tiny_recipe(tiny_bert, reviews).override("training.dropout=0.1")), Accelerator())
     steps.take(0)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
-        torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype", UserWarning)
+            torch.cuda.set_sync_debug_mode("error")
         begun = [steps.begin(step) for step in (1, 2)]
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -185,7 +185,7 @@ class Asked(TorchDispatchMode):
 def test_a_step_asks_the_device_for_no_number(
     head: str, data: dict[str, Path], tiny_bert: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a GPU never waits for the host; counted on a CPU, behind the batch, which the host makes, and with the
+    """So that the host need not wait for a GPU; counted on a CPU, behind the batch, which the host makes, and with the
     attention that a GPU has."""
     recipe = tiny_recipe(tiny_t5 if head == "generate" else tiny_bert, data[head], TASKS[head]).override(
         "training.compute.attention=sdpa", "training.dropout=0.1"

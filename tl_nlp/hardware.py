@@ -58,7 +58,8 @@ def inferring(model: Any, precision: str) -> Iterator[torch.device]:
 
 def pass_budget(model: Any) -> PassBudget:
     """What a model reads in one pass of inference: on a CPU as much as its caches hold the states of, of MiniLM; less
-    where weights are int8, whose products there have eight copies of a layer's states for a moment (docs/lab.md)."""
+    where weights are int8, whose products there have eight copies of a layer's states for a moment. On a GPU so much
+    that the host keeps up, and half a gigabyte of MiniLM's states (docs/lab.md)."""
     if next(model.parameters()).device.type == "cuda":
         return PassBudget(32768, beside=8192)
     return PassBudget(512 if any(weight.dtype == torch.int8 for weight in model.parameters()) else 2048)

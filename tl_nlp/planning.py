@@ -102,7 +102,7 @@ def _speed() -> float:
 
     device = best_device()
     if device.type == "cuda":
-        return 100.0  # not measured: a guess on the careful side
+        return 16.0  # an H200, MiniLM on sentences; with longer texts it is worth more (docs/lab.md)
     return min(n_cores(), 16) ** 0.9 / (1 if has_fast_bfloat16(device) else _SLOWER)
 
 

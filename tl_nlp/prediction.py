@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 _CHUNK = 10_000  # rows that are encoded at once
 _BAR_FROM = 200  # rows
-_WRITING = PassBudget(8192, beside=2048)  # tokens that are read: many are written at once, a step of a few is as long
+# many texts are written at once, since a step of a few takes as long, and weights are read anew for each token written
+_WRITING = PassBudget(8192, beside=2048)
 
 _Item = TypeVar("_Item")
 
