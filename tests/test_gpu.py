@@ -85,6 +85,17 @@ def test_a_step_begins_before_the_one_before_it_is_done(tiny_bert: Path, reviews
     assert all(each.end().loss > 0 for each in begun)
 
 
+def test_what_a_step_was_is_told_before_what_the_gpu_was_told_since_is_done(tiny_bert: Path, reviews: Path) -> None:
+    steps, _ = steps_of(prepare(tiny_recipe(tiny_bert, reviews)), Accelerator())
+    steps.take(0)
+    begun = steps.begin(1)
+    torch.cuda._sleep(10**9)  # cycles of its clock, half a second or more
+    since = torch.cuda.Event()
+    since.record()
+    assert begun.end().loss > 0
+    assert not since.query()
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU or none here")
 def test_two_gpus_compute_what_one_does(tiny_bert: Path, reviews: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(tiny_bert, reviews)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from accelerate import Accelerator
 from conftest import artifact, recipe_file, review_rows, tiny_recipe, write_jsonl
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from tl_nlp import Recipe, Run, loop, train
-from tl_nlp.batches import collate, epoch_order, passes
+from tl_nlp.batches import epoch_order, on_device, passes
 from tl_nlp.errors import RunError
 from tl_nlp.preparation import prepare
 from tl_nlp.schedule import Plan
@@ -161,54 +163,83 @@ def test_schedules_rise_over_the_warmup_and_follow_their_curve(schedule: str, ra
     assert [plan.factor(step) for step in (2, 6, 9)] == pytest.approx(rates, abs=1e-3)
 
 
-class Asked(TorchDispatchMode):
-    """What of a device has to be done before the host can go on: each number that it is asked for."""
+class Between(TorchDispatchMode):
+    """Finds what takes tensors of two devices, or makes one of the other, for which the host may have to wait."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        places = args[1] if func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put) else []
-        are_masks = any(place is not None and place.dtype == torch.bool for place in places)
-        if func.overloadpacket in self.WAITING or func is torch.ops.aten.repeat_interleave.Tensor or are_masks:
+        made = func(*args, **(kwargs or {}))
+        tensors = [one for one in tree_leaves((args, kwargs, made)) if isinstance(one, torch.Tensor)]
+        if len({tensor.device for tensor in tensors}) > 1:
             self.found.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-    WAITING = {
-        getattr(torch.ops.aten, name)
-        for name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "bincount")
-    }
+        return made
 
 
-@pytest.mark.parametrize("head", TASKS)
-def test_a_step_asks_the_device_for_no_number(
-    head: str, data: dict[str, Path], tiny_bert: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
+def without_numbers(steps: Steps) -> None:
+    """Puts them on torch's device of shapes, where each number that is asked for is an error."""
+    there = torch.device("meta")
+    moments = {name: steps.optimizer.state.get(weight, {}) for name, weight in steps.weights.by_name.items()}
+    for tensor in [*steps.model.parameters(), *steps.model.buffers()]:
+        moved = tensor.detach().to(there)
+        is_weight = isinstance(tensor, torch.nn.Parameter)
+        torch.utils.swap_tensors(tensor, torch.nn.Parameter(moved, tensor.requires_grad) if is_weight else moved)
+    for name, weight in steps.weights.by_name.items():
+        steps.optimizer.state[weight] = {key: value.to(there) for key, value in moments[name].items()}
+    steps.anchor.start = {name: value.to(there) for name, value in steps.anchor.start.items()}
+    steps.objective, steps.device = steps.objective.to(there), there
+
+
+WAITS_FOR_NOTHING = [
+    *[(head, []) for head in TASKS],
+    *[(head, ["training.r_drop=1"]) for head in TASKS],
+    *[("classify", [f"method={name}"]) for name in ("head", "lora", "ia3", "adapter", "bitfit", "gradual")],
+    ("classify", ["method=top_layers", "method.n_blocks=1"]),
+    ("generate", ["method=lora"]),
+    ("classify", ["task.pooling=mean"]),
+    ("regress", ["task.pooling=mean"]),
+    (
+        "classify",
+        ["training.l2_sp=0.1", "training.mixout=0.3", "training.layer_decay=0.9", "training.max_grad_norm=null"],
+    ),
+    ("classify", ["training.class_weights=balanced", "training.focal_gamma=2", "training.logit_adjustment=1"]),
+    ("multilabel", ["training.label_smoothing=0.1", "training.augmentation.mixup=0.4"]),
+    ("regress", ["training.augmentation.mixup=0.4"]),
+    ("classify", ["training.compute.dropout=torch", "training.device_batch_size=4", "training.ema=0.9"]),
+    ("generate", ["training.gradient_checkpointing=true"]),
+]
+
+
+@pytest.mark.parametrize(("head", "more"), WAITS_FOR_NOTHING, ids=str)
+def test_a_step_waits_for_no_number(
+    head: str, more: list[str], data: dict[str, Path], tiny_bert: Path, tiny_t5: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that the host need not wait for a GPU; counted on a CPU, behind the batch, which the host makes, and with the
-    attention that a GPU has."""
+    """With the attention that a GPU has, on a device that has no numbers; and what goes there from the host does so in
+    the one way that waits for nothing."""
+
+    def there(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        with _disable_current_modes():
+            return on_device(tensor, device)
+
     recipe = tiny_recipe(tiny_t5 if head == "generate" else tiny_bert, data[head], TASKS[head]).override(
-        "training.compute.attention=sdpa", "training.dropout=0.1"
+        "training.compute.attention=sdpa", "training.dropout=0.1", "training.batch_size=16", *more
     )
     steps, _ = steps_of(prepare(recipe), Accelerator())
     steps.take(0)
-    asked = Asked()
-
-    def batch(*values: Any) -> Any:
-        with _disable_current_modes():
-            return collate(*values)
-
-    monkeypatch.setattr("tl_nlp.steps.collate", batch)
-    for name in ("tolist", "numpy", "cpu"):  # which a mode does not see on a CPU
-        plain = getattr(torch.Tensor, name)
-        monkeypatch.setattr(
-            torch.Tensor, name, lambda tensor, plain=plain, name=name: asked.found.append(name) or plain(tensor)
-        )
-    with asked:
+    without_numbers(steps)
+    for module in ("batches", "steps"):
+        monkeypatch.setattr(f"tl_nlp.{module}.on_device", there)
+    monkeypatch.setattr("tl_nlp.steps.autocast", lambda *_: nullcontext())  # of which that device has none
+    generator = torch.Generator()
+    monkeypatch.setattr(torch, "Generator", lambda _: generator)  # nor of these
+    between = Between()
+    with between:
         begun = steps.begin(1)
-    assert asked.found == []
-    assert begun.end().loss > 0
-    assert asked.found == ["tolist"]
+    assert between.found == []
+    with pytest.raises(NotImplementedError, match="meta"):
+        begun.end()
 
 
 @pytest.mark.parametrize("more", [[], ["training.ema=0.9"], ["training.compute.optimizer=foreach"]])

@@ -12,6 +12,7 @@ from tl_nlp.environment import TILE
 from tl_nlp.types import IGNORED, PassBudget
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Encoded = Any
@@ -153,13 +154,18 @@ def collate(
         batch["labels"] = _labels(columns["labels"])
         if _are_texts(columns["labels"]):
             batch["told"] = told(batch["labels"])
-    if torch.device(device).type == "cuda":  # from elsewhere a copy waits for all that was begun before it
-        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
-    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    batch = {name: on_device(tensor, torch.device(device)) for name, tensor in batch.items()}
     numbers = {"n_rows": len(n_windows)}
     if "features" in columns:
         numbers["n_above"] = columns["n_above"][0]
     return batch | numbers
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """What the host has made, on a device; a GPU is told to fetch it, and the host goes on."""
+    if device.type == "cuda":  # from other memory a copy waits for all that the GPU was told before
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def told(labels: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ import gc
 import platform
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tl_nlp.attention import BLOCKS
 from tl_nlp.families import without_peft
@@ -82,6 +83,22 @@ def old_objects_aside() -> Iterator[None]:
     finally:
         gc.collect()  # the next block would pass over what this one leaves, a model among it
         gc.unfreeze()
+
+
+def on_host(numbers: Tensor) -> Callable[[], list[float]]:
+    """How to get a tensor's numbers once its device has them. A GPU sends them as soon as it does, so who asks waits
+    for nothing that the GPU is told from here on."""
+    if numbers.device.type != "cuda":
+        return numbers.tolist
+    copy = numbers.to("cpu", non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> list[float]:
+        copied.synchronize()
+        return copy.tolist()
+
+    return read
 
 
 def is_half(precision: str, device: torch.device) -> bool:

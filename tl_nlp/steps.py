@@ -20,13 +20,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tl_nlp import states
-from tl_nlp.batches import Encoded, collate, epoch_order, passes
+from tl_nlp.batches import Encoded, collate, epoch_order, on_device, passes
 from tl_nlp.combinations import needs_whole_steps
 from tl_nlp.distillation import Inside, Seen
 from tl_nlp.dropout import fast_dropout
 from tl_nlp.errors import HardwareError, NotFiniteError, RecipeError
 from tl_nlp.families import backbone, encoder_of, head_modules, writes
-from tl_nlp.hardware import autocast, is_out_of_memory
+from tl_nlp.hardware import autocast, is_out_of_memory, on_host
 from tl_nlp.heads import Batch, Head
 from tl_nlp.objective import Objective
 from tl_nlp.recipe import Training
@@ -53,12 +53,12 @@ class Begun:
     rows: list[int]
     n_learning: int
     rates: Rates
-    numbers: Tensor  # of its loss the sum and the count, and the norm of its gradient
+    numbers: Callable[[], list[float]]  # of its loss the sum and the count, and the norm of its gradient
 
     def end(self) -> Taken:
         """What it was, once it is done. Raises NotFiniteError where loss or gradient was no number, and then it has
         changed no weight."""
-        total, count, norm = self.numbers.tolist()
+        total, count, norm = self.numbers()
         loss = total / count
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise NotFiniteError(
@@ -137,7 +137,7 @@ class Steps:
         norm = self._clip(count)
         self._move(torch.isfinite(total / count) & torch.isfinite(norm))
         self.optimizer.zero_grad(set_to_none=True)
-        return Begun(step, rows, self._n_learning, rates, torch.stack([total, count, norm]))
+        return Begun(step, rows, self._n_learning, rates, on_host(torch.stack([total, count, norm])))
 
     def _move(self, is_finite: Tensor) -> None:
         """Moves the weights, where loss and gradient are numbers."""
@@ -269,7 +269,7 @@ class Steps:
             return self._of_targets(logits, batch)
         draw = np.random.default_rng(_mix(self.training.seed, step, "mixup"))
         share = float(draw.beta(alpha, alpha))
-        partner = torch.as_tensor(draw.permutation(len(logits))).to(logits.device, non_blocking=True)
+        partner = on_device(torch.as_tensor(draw.permutation(len(logits))), logits.device)
         mixed = share * logits + (1 - share) * logits[partner]
         partners = {name: batch[name][partner] for name in _TARGETS if name in batch}
         one, count = self._of_targets(mixed, batch)
