@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import Answer, artifact, recipe_file, review_rows, tiny_recipe, tl_nlp, write_jsonl
 from interruptions import assert_same, begun, stopped_at, until
 
-from tl_nlp import Recipe, Run, checkpoints, disk, signals, train
+from tl_nlp import Predictor, Recipe, Run, checkpoints, disk, features, signals, train
 from tl_nlp.errors import HardwareError, Interrupted, LockedError, NoRoomError, RunError
+from tl_nlp.heads import Batch, Classify
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +336,43 @@ def test_fault_10_one_row_that_does_not_fit_is_told(
         train(tiny_recipe(tiny_bert, reviews))
     with pytest.raises(HardwareError, match=r"and training.augmentation.mixup needs the rows of a step in one pass"):
         train(tiny_recipe(tiny_bert, reviews).override("training.augmentation.mixup=0.5"))
+
+
+def test_fault_10_what_is_only_read_goes_in_halves_too(
+    tiny_bert: Path, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers, and states that are kept; the machine's own refusal of all that has more than so many texts."""
+    recipe = tiny_recipe(tiny_bert, reviews, method="head")
+    plain = train(recipe)
+    texts = [row["text"] for row in review_rows(11)]
+    answers = [one.probabilities for one in Predictor.load(plain)(texts)]
+    most = 2
+
+    def full(n_texts: int) -> None:
+        if n_texts > most:
+            torch.empty(10**15)  # more than any machine has
+
+    infer, below = Classify.infer, features.states_below
+
+    def limited_infer(head: Classify, model: object, batch: Batch) -> list[np.ndarray]:
+        full(batch["n_rows"])
+        return infer(head, model, batch)
+
+    def limited_below(*told: object, **inputs: torch.Tensor) -> torch.Tensor:
+        full(len(inputs["input_ids"]))
+        return below(*told, **inputs)
+
+    monkeypatch.setattr(Classify, "infer", limited_infer)
+    monkeypatch.setattr(features, "states_below", limited_below)
+    for one, whole in zip(Predictor.load(plain)(texts), answers, strict=True):
+        assert one.probabilities == pytest.approx(whole, abs=1e-4)
+    monkeypatch.setenv("TL_NLP_CACHE", str(tmp_path))
+    again = train(recipe)
+    for name, tensor in artifact(plain).items():
+        torch.testing.assert_close(artifact(again)[name], tensor, rtol=1e-3, atol=1e-4)
+    most = 0
+    with pytest.raises(HardwareError, match="out of memory with one text alone in a pass; a shorter one fits"):
+        Predictor.load(plain)(texts)
 
 
 # ---- one writer

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tl_nlp.batches import Columns, Encoded, budgeted, collate, tiled, window_lengths
 from tl_nlp.families import encoder_of, head_modules, writes
 from tl_nlp.feature_cache import FeatureCache, Kind, row_keys
-from tl_nlp.hardware import inferring, is_half, pass_budget
+from tl_nlp.hardware import in_passes, inferring, is_half, pass_budget
 from tl_nlp.heads import Head
 from tl_nlp.pretrained import positions
 from tl_nlp.states import entered, states_below
@@ -211,14 +211,18 @@ def last_states(
     lengths = window_lengths(encoded)
     bar = tqdm(total=len(lengths), desc=description, unit="row", file=sys.stderr, disable=not description)
     with inferring(model, precision) as device, bar:
-        for rows in budgeted(lengths, pass_budget(model)):
+
+        def read(rows: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             columns = encoded[rows]
             longest = max(len(window) for windows in columns["input_ids"] for window in windows)
             width = int(max(longest, min(tiled(longest), positions(model.config))))
             batch = collate({name: columns[name] for name in columns if name != "labels"}, pad_id, device, width)
             inputs = {n: batch[n] for n in ("input_ids", "attention_mask", "token_type_ids") if n in batch}
             states = states_below(encoder_of(model), n_above, **inputs).float().cpu().numpy()
-            yield np.asarray(rows)[batch["rows"].cpu().numpy()], states, batch["attention_mask"].cpu().numpy()
+            return np.asarray(rows)[batch["rows"].cpu().numpy()], states, batch["attention_mask"].cpu().numpy()
+
+        for rows in budgeted(lengths, pass_budget(model)):
+            yield from in_passes(rows, read)
             bar.update(len(rows))
 
 

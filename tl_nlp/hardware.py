@@ -10,12 +10,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from tl_nlp.attention import BLOCKS
+from tl_nlp.errors import HardwareError
 from tl_nlp.families import without_peft
 from tl_nlp.types import PassBudget
 
@@ -166,6 +167,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether that is what an error of torch tells: on a CPU it has no class of its own."""
     told = ("can't allocate memory", "not enough memory", "could not create a memory", "std::bad_alloc")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(one in str(error) for one in told)
+
+
+_Row = TypeVar("_Row")
+_Computed = TypeVar("_Computed")
+
+
+def in_passes(rows: list[_Row], compute: Callable[[list[_Row]], _Computed]) -> list[_Computed]:
+    """What is computed of rows, in their order: at once, or of half as many at a time wherever memory is too small.
+
+    Raises HardwareError where it is for one row.
+    """
+    try:
+        return [compute(rows)]
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if len(rows) == 1:
+        raise HardwareError(
+            "out of memory with one text alone in a pass; a shorter one fits, or a device with more memory free"
+        )
+    half = len(rows) // 2
+    return in_passes(rows[:half], compute) + in_passes(rows[half:], compute)
 
 
 class EnergyMeter:

@@ -177,14 +177,21 @@ class Predictor:
                 yield answers
             return
         from tl_nlp.first_token import first_token_alone
-        from tl_nlp.hardware import inferring
+        from tl_nlp.hardware import in_passes, inferring
 
         self.activate()
         narrowed = nullcontext() if self.head.by_token else first_token_alone(self.model)
         with inferring(self.model, self.precision) as device, narrowed:
 
             def infer(columns: dict[str, list[Any]]) -> Sequence[np.ndarray]:
-                return self.head.infer(self.model, collate(columns, self.pad_id, device, self._n_tokens(columns)))
+                n_tokens = self._n_tokens(columns)
+
+                def of_some(places: list[int]) -> Sequence[np.ndarray]:
+                    some = {name: [values[place] for place in places] for name, values in columns.items()}
+                    return self.head.infer(self.model, collate(some, self.pad_id, device, n_tokens))
+
+                n_rows = len(next(iter(columns.values())))
+                return [output for found in in_passes([*range(n_rows)], of_some) for output in found]
 
             yield partial(map, infer)
 
