@@ -70,6 +70,7 @@ CASES = dict(
         _training("compute.dropout", "torch", DROPOUT),
         _training("compute.optimizer", "foreach"),
         _training("compute.compile", "always", seen="compiled"),
+        _training("compute.pass_scores", 2000, seen="passes through a block"),
         _training("compute.threads", 3, seen="device"),
         ("training.distillation.teacher", Case(TAUGHT)),
         _training("distillation.temperature", 8, TAUGHT),

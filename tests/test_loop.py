@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from tl_nlp import Recipe, Run, loop, train
 from tl_nlp.batches import epoch_order, on_device, passes
-from tl_nlp.errors import RunError
+from tl_nlp.errors import RecipeError, RunError
 from tl_nlp.preparation import prepare
 from tl_nlp.schedule import Plan
 from tl_nlp.steps import Begun, Steps
@@ -68,14 +68,49 @@ def test_a_step_does_not_depend_on_the_device_batch_size(
     head: str, data: dict[str, Path], tiny_bert: Path, tiny_t5: Path
 ) -> None:
     checkpoint = tiny_t5 if head == "generate" else tiny_bert
+    sizes = ["device_batch_size=64", "device_batch_size=5", "device_batch_size=1", "compute.pass_scores=4000"]
     gradients = [
-        first_gradient(train(one_step(checkpoint, data[head], TASKS[head], f"training.device_batch_size={size}")))
-        for size in (64, 5, 1)
+        first_gradient(train(one_step(checkpoint, data[head], TASKS[head], f"training.{size}"))) for size in sizes
     ]
     for other in gradients[1:]:
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6)
     assert sum(float(gradient.abs().sum()) for gradient in gradients[0].values()) > 0
+
+
+@pytest.mark.parametrize(
+    ("choices", "most"),
+    [
+        ([], 6 * 2**20),
+        (["training.compute.pass_scores=2000000"], 2_000_000),
+        (["training.compute.attention=sdpa"], None),  # keeps no scores
+        (["training.augmentation.mixup=0.5"], None),  # needs steps whole
+        (["method=head"], None),  # keeps none either
+    ],
+)
+def test_a_pass_on_a_cpu_has_so_many_attention_scores(
+    choices: list[str], most: int | None, tiny_bert: Path, tmp_path: Path
+) -> None:
+    n_heads, n_tokens, rows = 2, 128, [{**row, "text": row["text"] * 40} for row in review_rows(420)]
+    task = {"kind": "classification", "max_length": n_tokens, "max_windows": 1}
+    recipe = tiny_recipe(tiny_bert, write_jsonl(tmp_path / "rows.jsonl", rows), task).override(
+        "training.batch_size=256", "training.device_batch_size=256", *choices
+    )
+    steps, _ = steps_of(prepare(recipe), Accelerator())
+    steps.unfreeze(0)
+    assert set(map(tuple, steps.lengths)) == {(n_tokens,)}
+    scores = [n_heads * len(rows) * n_tokens**2 for rows in steps.passes([*range(256)])]
+    if most is None:
+        assert len(scores) == 1
+    else:
+        assert max(scores) <= most < scores[0] + n_heads * n_tokens**2
+        assert len(scores) > 1
+
+
+def test_a_limit_of_scores_does_not_go_with_losses_of_whole_steps(tiny_bert: Path, reviews: Path) -> None:
+    recipe = tiny_recipe(tiny_bert, reviews).override("training.augmentation.mixup=0.5")
+    with pytest.raises(RecipeError, match=r"training\.compute\.pass_scores: splits steps, and training\.augmentation"):
+        recipe.override("training.compute.pass_scores=1000")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -73,19 +74,24 @@ def epoch_order(lengths: Sequence[list[int]], batch_size: int, seed: int, epoch:
     return [steps[index] for index in random.permutation(len(steps))]
 
 
-def passes(rows: Sequence[int], lengths: Sequence[list[int]], device_batch_size: int) -> Iterator[list[int]]:
-    """Splits the rows of a step into forward passes of at most `device_batch_size` windows, like lengths together.
+def passes(
+    rows: Sequence[int], lengths: Sequence[list[int]], device_batch_size: int, most_pairs: float = math.inf
+) -> Iterator[list[int]]:
+    """Splits the rows of a step into forward passes of at most `device_batch_size` windows, like lengths together, in
+    which attention compares at most `most_pairs` of tokens, padding included.
 
-    A row's windows stay together; one row alone may have more windows than that.
+    A row's windows stay together; one row alone may have more than that.
     """
     here: list[int] = []
-    n_windows = 0
+    n_windows, widest = 0, 0
     for row in sorted(rows, key=lambda index: -max(lengths[index])):
-        if here and n_windows + len(lengths[row]) > device_batch_size:
+        n_together = n_windows + len(lengths[row])
+        if here and (n_together > device_batch_size or n_together * widest**2 > most_pairs):
             yield here
-            here, n_windows = [], 0
+            here, n_together = [], len(lengths[row])
+        widest = widest if here else max(lengths[row])
         here.append(row)
-        n_windows += len(lengths[row])
+        n_windows = n_together
     if here:
         yield here
 

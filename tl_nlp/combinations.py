@@ -129,6 +129,8 @@ def impossible(recipe: Recipe) -> Iterator[tuple[str, bool, str]]:
         is_split = isinstance(size, int) and size < training.batch_size
         one = f"{verb} the rows of a step, which must be in one pass; training.device_batch_size={training.batch_size}"
         yield key, is_split, one
+        is_limited = training.compute.pass_scores != "auto"
+        yield "training.compute.pass_scores", is_limited, f"splits steps, and {key} {verb} the rows of one"
 
 
 def uncompilable(recipe: Recipe) -> str | None:

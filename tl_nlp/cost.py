@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from tl_nlp import features
-from tl_nlp.batches import Encoded, budgeted, epoch_order, passes, window_lengths
+from tl_nlp.batches import Encoded, budgeted, epoch_order, window_lengths
 from tl_nlp.errors import NotFiniteError
 from tl_nlp.feature_cache import FeatureCache
 from tl_nlp.hardware import pass_budget
@@ -268,8 +268,7 @@ def _together(steps: Steps, seconds: float) -> float:
 
 def _size(steps: Steps, rows: list[int]) -> int:
     """The tokens of a step, padding included."""
-    lengths = steps.lengths
-    return sum(_padded(lengths, part) for part in passes(rows, lengths, steps.device_batch_size))
+    return sum(_padded(steps.lengths, part) for part in steps.passes(rows))
 
 
 def _answering(predictor: Predictor, encoded: Encoded, n_tokens: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import math
 import platform
 import resource
 import sys
@@ -65,6 +66,14 @@ def pass_budget(model: Any) -> PassBudget:
     if next(model.parameters()).device.type == "cuda":
         return PassBudget(32768, beside=8192)
     return PassBudget(512 if any(weight.dtype == torch.int8 for weight in model.parameters()) else 2048)
+
+
+def most_scores(model: Any) -> float:
+    """How many attention scores a layer may keep of one pass of training: on a CPU, where it keeps them at all, as many
+    as are well below 32 MB in float32. Larger pieces glibc asks of the system each time, which clears them
+    (docs/lab.md)."""
+    is_kept = without_peft(model).config._attn_implementation == "eager"
+    return 6 << 20 if is_kept and next(model.parameters()).device.type == "cpu" else math.inf
 
 
 def release() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ from tl_nlp.distillation import Inside, Seen
 from tl_nlp.dropout import fast_dropout
 from tl_nlp.errors import HardwareError, NotFiniteError, RecipeError
 from tl_nlp.families import backbone, encoder_of, head_modules, writes
-from tl_nlp.hardware import autocast, is_out_of_memory, on_host
+from tl_nlp.hardware import autocast, is_out_of_memory, most_scores, on_host
 from tl_nlp.heads import Batch, Head
 from tl_nlp.objective import Objective
 from tl_nlp.recipe import Training
@@ -101,6 +101,7 @@ class Steps:
         self.anchor = Anchor(self.weights, self.training)
         size = self.training.device_batch_size
         self.device_batch_size = size if isinstance(size, int) else 1
+        self._most_pairs = _most_pairs(model, self.training)
         self.names = [name for name, weight in model.named_parameters() if weight.is_floating_point()]
         self.head_modules = head_modules(model)
         n_above, learning = self.weights.n_above, self.weights.of_model.values()
@@ -200,7 +201,7 @@ class Steps:
         here = by_length[self.accelerator.process_index :: self.accelerator.num_processes]
         sums, n_failed = torch.zeros(2, device=self.device), 0
         try:
-            for pass_rows in passes(here, self.lengths, self.device_batch_size):
+            for pass_rows in self.passes(here):
                 sums += self._pass(step, pass_rows)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -211,6 +212,10 @@ class Steps:
             n_failed = int(failed)  # all halve where one must
         total, count = (one.double() for one in sums)
         return total, count, n_failed
+
+    def passes(self, rows: list[int]) -> Iterator[list[int]]:
+        """The rows of each forward pass of a step; see `batches.passes`. A head alone has no attention to limit."""
+        return passes(rows, self.lengths, self.device_batch_size, math.inf if self.is_alone else self._most_pairs)
 
     def _pass(self, step: int, rows: list[int]) -> Tensor:
         """Adds the gradient of the summed loss of rows in one pass; returns sum and count. Apart, so that nothing of a
@@ -228,8 +233,7 @@ class Steps:
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        n_windows = sum(len(self.lengths[row]) for row in rows)
-        size = min(self.device_batch_size, n_windows) // 2
+        size = max(sum(len(self.lengths[row]) for row in one) for one in self.passes(rows)) // 2
         needs = needs_whole_steps(self.training)
         if size < 1 or needs:
             longest = max(max(self.lengths[row]) for row in rows)
@@ -309,6 +313,15 @@ class Steps:
 
 
 _TARGETS: tuple[str, ...] = ("labels", "soft_targets")
+
+
+def _most_pairs(model: Any, training: Training) -> float:
+    """How many pairs of tokens a layer may compare in one pass."""
+    scores = training.compute.pass_scores
+    most = most_scores(model) if scores == "auto" else scores
+    if scores == "auto" and needs_whole_steps(training):
+        return math.inf
+    return most / encoder_of(model).config.num_attention_heads
 
 
 def refuse_split_steps(training: Training, lengths: list[list[int]], size: int, n_processes: int) -> None:
