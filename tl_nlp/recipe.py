@@ -286,7 +286,7 @@ class Training(Value):
 
     epochs: float = Field(3.0, gt=0)
     batch_size: int = Field(32, ge=1)  # rows a step, over all devices
-    device_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32  # sequences in one pass; auto: what fits
+    device_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32  # most sequences in one pass; auto: what fits
 
     lr: float = Field(1e-4, gt=0, lt=1)  # of the top block, and of what a method adds
     head_lr: float | None = Field(None, gt=0, lt=1)  # default: lr

@@ -211,7 +211,7 @@ def _note_size(run: Run, steps: Steps) -> None:
         f"{recipe.method.kind} on {recipe.checkpoint.name}: {size['learning']:,} of {size['weights']:,} weights learn "
         f"({100 * size['learning'] / size['weights']:.3g} %); {formats}\n"
         f"memory: {size['weights_mb']:g} MB of weights, {size['optimizer_mb']:g} MB of gradients and moments; "
-        f"{size['device_batch_size']} sequences in one pass",
+        f"at most {size['device_batch_size']} sequences in one pass",
         file=sys.stderr,
     )
 
