@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
@@ -85,7 +86,6 @@ def test_a_step_does_not_depend_on_the_device_batch_size(
         (["training.compute.pass_scores=2000000"], 2_000_000),
         (["training.compute.attention=sdpa"], None),  # keeps no scores
         (["training.augmentation.mixup=0.5"], None),  # needs steps whole
-        (["method=head"], None),  # keeps none either
     ],
 )
 def test_a_pass_on_a_cpu_has_so_many_attention_scores(
@@ -99,12 +99,31 @@ def test_a_pass_on_a_cpu_has_so_many_attention_scores(
     steps, _ = steps_of(prepare(recipe), Accelerator())
     steps.unfreeze(0)
     assert set(map(tuple, steps.lengths)) == {(n_tokens,)}
-    scores = [n_heads * len(rows) * n_tokens**2 for rows in steps.passes([*range(256)])]
+    scores = [n_heads * len(rows) * n_tokens**2 for rows in steps.passes(0, [*range(256)])]
     if most is None:
         assert len(scores) == 1
     else:
         assert max(scores) <= most < scores[0] + n_heads * n_tokens**2
         assert len(scores) > 1
+
+
+def test_a_head_that_reads_kept_states_reads_them_in_one_pass(
+    tiny_bert: Path, reviews: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where texts are changed on the fly it reads these, through attention."""
+    recipe = tiny_recipe(tiny_bert, reviews, method="head").override("training.compute.pass_scores=1000")
+    plain, n_passes = Steps.passes, []
+
+    def counted(steps: Steps, step: int, rows: list[int]) -> Iterator[list[int]]:
+        found = [*plain(steps, step, rows)]
+        n_passes.append(len(found))
+        return iter(found)
+
+    monkeypatch.setattr(Steps, "passes", counted)
+    train(recipe)
+    assert n_passes[-1] == 1
+    train(recipe.override("training.augmentation.word_dropout=0.1"))
+    assert n_passes[-1] > 1
 
 
 def test_a_limit_of_scores_does_not_go_with_losses_of_whole_steps(tiny_bert: Path, reviews: Path) -> None:
@@ -242,7 +261,7 @@ WAITS_FOR_NOTHING = [
     ("classify", ["training.class_weights=balanced", "training.focal_gamma=2", "training.logit_adjustment=1"]),
     ("multilabel", ["training.label_smoothing=0.1", "training.augmentation.mixup=0.4"]),
     ("regress", ["training.augmentation.mixup=0.4"]),
-    ("classify", ["training.compute.dropout=torch", "training.device_batch_size=4", "training.ema=0.9"]),
+    ("classify", ["training.compute.dropout=torch", "training.device_batch_size=4"]),
     ("generate", ["training.gradient_checkpointing=true"]),
 ]
 
@@ -267,6 +286,9 @@ def test_a_step_waits_for_no_number(
     for module in ("batches", "steps"):
         monkeypatch.setattr(f"tl_nlp.{module}.on_device", there)
     monkeypatch.setattr("tl_nlp.steps.autocast", lambda *_: nullcontext())  # of which that device has none
+    for name in ("tensor", "as_tensor"):  # which a mode does not see
+        plain = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *told, plain=plain, **more: plain(*told, **{**more, "device": None}))
     generator = torch.Generator()
     monkeypatch.setattr(torch, "Generator", lambda _: generator)  # nor of these
     between = Between()

@@ -239,7 +239,8 @@ def _mean_step(steps: Steps, stage: Stage, limit: float) -> float:
     first = epoch * steps.plan.steps_per_epoch
     order = epoch_order(steps.lengths, steps.training.batch_size, steps.training.seed, epoch)
     here = [place for place in range(len(order)) if first + place in stage.steps]
-    sizes = {place: _size(steps, order[place]) for place in here[:: -(-len(here) // _MOST)]}
+    steps.unfreeze(stage.steps.start)
+    sizes = {place: _size(steps, first + place, order[place]) for place in here[:: -(-len(here) // _MOST)]}
     ordered = sorted(sizes, key=lambda place: sizes[place])
     seconds_of_step(steps, first + ordered[0])  # what is made ready once
     spent = done = 0.0
@@ -266,9 +267,9 @@ def _together(steps: Steps, seconds: float) -> float:
     return float(steps.accelerator.reduce(torch.tensor(seconds, device=steps.device), "mean"))
 
 
-def _size(steps: Steps, rows: list[int]) -> int:
+def _size(steps: Steps, step: int, rows: list[int]) -> int:
     """The tokens of a step, padding included."""
-    return sum(_padded(steps.lengths, part) for part in steps.passes(rows))
+    return sum(_padded(steps.lengths, part) for part in steps.passes(step, rows))
 
 
 def _answering(predictor: Predictor, encoded: Encoded, n_tokens: float) -> float:

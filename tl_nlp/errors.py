@@ -92,6 +92,10 @@ class HardwareError(TLError, RuntimeError):
     pass
 
 
+class StepMemoryError(HardwareError):
+    """A training step does not fit in memory, however few sequences are in a pass."""
+
+
 class Interrupted(TLError):
     """A signal stopped a training that can go on."""
 

@@ -70,8 +70,8 @@ def pass_budget(model: Any) -> PassBudget:
 
 def most_scores(model: Any) -> float:
     """How many attention scores a layer may keep of one pass of training: on a CPU, where it keeps them at all, as many
-    as are well below 32 MB in float32. Larger pieces glibc asks of the system each time, which clears them
-    (docs/lab.md)."""
+    as are well below 32 MB in float32, which saves memory anywhere. Larger pieces glibc asks of the system each time,
+    which clears them (docs/lab.md)."""
     is_kept = without_peft(model).config._attn_implementation == "eager"
     return 6 << 20 if is_kept and next(model.parameters()).device.type == "cpu" else math.inf
 
@@ -196,7 +196,7 @@ def in_passes(rows: list[_Row], compute: Callable[[list[_Row]], _Computed]) -> l
         torch.cuda.empty_cache()
     if len(rows) == 1:
         raise HardwareError(
-            "out of memory with one text alone in a pass; a shorter one fits, or a device with more memory free"
+            "out of memory with one text alone in a pass; a lower task.max_length takes less, or a shorter text"
         )
     half = len(rows) // 2
     return in_passes(rows[:half], compute) + in_passes(rows[half:], compute)

@@ -24,7 +24,7 @@ from tl_nlp.batches import Encoded, collate, epoch_order, on_device, passes
 from tl_nlp.combinations import needs_whole_steps
 from tl_nlp.distillation import Inside, Seen
 from tl_nlp.dropout import fast_dropout
-from tl_nlp.errors import HardwareError, NotFiniteError, RecipeError
+from tl_nlp.errors import NotFiniteError, RecipeError, StepMemoryError
 from tl_nlp.families import backbone, encoder_of, head_modules, writes
 from tl_nlp.hardware import autocast, is_out_of_memory, most_scores, on_host
 from tl_nlp.heads import Batch, Head
@@ -119,8 +119,9 @@ class Steps:
         """Tells the device all of a step; a GPU is asked for no number of it, so that the next can begin before it is
         done, but by several processes and by an optimizer that is not fused.
 
-        Where it does not fit in memory, `device_batch_size` is halved until it does, and stays so. Raises HardwareError
-        where one row is too much.
+        Where it does not fit in memory, `device_batch_size` is halved until it does, and stays so.
+
+        Raises StepMemoryError where one row is too much.
         """
         epoch, place = divmod(step, self.plan.steps_per_epoch)
         if self._order[0] != epoch:
@@ -201,7 +202,7 @@ class Steps:
         here = by_length[self.accelerator.process_index :: self.accelerator.num_processes]
         sums, n_failed = torch.zeros(2, device=self.device), 0
         try:
-            for pass_rows in self.passes(here):
+            for pass_rows in self.passes(step, here):
                 sums += self._pass(step, pass_rows)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -213,9 +214,12 @@ class Steps:
         total, count = (one.double() for one in sums)
         return total, count, n_failed
 
-    def passes(self, rows: list[int]) -> Iterator[list[int]]:
-        """The rows of each forward pass of a step; see `batches.passes`. A head alone has no attention to limit."""
-        return passes(rows, self.lengths, self.device_batch_size, math.inf if self.is_alone else self._most_pairs)
+    def passes(self, step: int, rows: list[int]) -> Iterator[list[int]]:
+        """The rows of each forward pass of a step; see `batches.passes`. There is no attention to limit where a head
+        alone reads states that are kept."""
+        examples = self.examples(step // self.plan.steps_per_epoch)
+        is_beyond = self.is_alone and examples[rows[:1]].get("n_above") == [0]
+        return passes(rows, self.lengths, self.device_batch_size, math.inf if is_beyond else self._most_pairs)
 
     def _pass(self, step: int, rows: list[int]) -> Tensor:
         """Adds the gradient of the summed loss of rows in one pass; returns sum and count. Apart, so that nothing of a
@@ -233,12 +237,13 @@ class Steps:
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        size = max(sum(len(self.lengths[row]) for row in one) for one in self.passes(rows)) // 2
+        largest = max(sum(len(self.lengths[row]) for row in one) for one in self.passes(step, rows))
+        size = min(self.device_batch_size, largest) // 2
         needs = needs_whole_steps(self.training)
         if size < 1 or needs:
             longest = max(max(self.lengths[row]) for row in rows)
             why = f", and {min(needs)} needs the rows of a step in one pass" if needs else ""
-            raise HardwareError(
+            raise StepMemoryError(
                 f"step {step + 1}: out of memory with {self.device_batch_size} sequences of at most {longest} tokens "
                 f"in one pass{why}; a lower task.max_length or training.batch_size, or "
                 "training.gradient_checkpointing=true, takes less"
@@ -316,12 +321,12 @@ _TARGETS: tuple[str, ...] = ("labels", "soft_targets")
 
 
 def _most_pairs(model: Any, training: Training) -> float:
-    """How many pairs of tokens a layer may compare in one pass."""
-    scores = training.compute.pass_scores
-    most = most_scores(model) if scores == "auto" else scores
-    if scores == "auto" and needs_whole_steps(training):
+    """How many pairs of tokens a layer of the encoder may compare in one pass; of a decoder nothing is counted."""
+    chosen = training.compute.pass_scores
+    n_heads = getattr(encoder_of(model).config, "num_attention_heads", None)
+    if n_heads is None or (chosen == "auto" and needs_whole_steps(training)):
         return math.inf
-    return most / encoder_of(model).config.num_attention_heads
+    return (most_scores(model) if chosen == "auto" else chosen) / n_heads
 
 
 def refuse_split_steps(training: Training, lengths: list[list[int]], size: int, n_processes: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from tl_nlp.batches import Columns, Encoded, collate, window_lengths
 from tl_nlp.errors import NoRunError, RecipeError
-from tl_nlp.hardware import inferring
+from tl_nlp.hardware import in_passes, inferring
 from tl_nlp.hub import local
 from tl_nlp.prediction import Predictor
 from tl_nlp.pretrained import file_hash, load_tokenizer
@@ -116,12 +117,16 @@ def soft_targets(teacher: Predictor, rows: Dataset) -> list[list[float]]:
         for start in range(0, len(rows), _CHUNK):
             chunk = rows.select(range(start, min(start + _CHUNK, len(rows))))
             encoded = Columns(teacher.task.encode(columns_of(chunk, names), teacher.tokenizer))
+
+            def answer(places: list[int], encoded: Columns = encoded) -> list[list[float]]:
+                batch = collate(encoded[places], teacher.pad_id, device)
+                return teacher.head.soft_targets(teacher.head.logits(teacher.model, batch)).tolist()
+
             with inferring(teacher.model, teacher.precision):
                 for places in teacher.passes(window_lengths(encoded)):
-                    batch = collate(encoded[places], teacher.pad_id, device)
-                    answers = teacher.head.soft_targets(teacher.head.logits(teacher.model, batch)).tolist()
-                    for place, answer in zip(places, answers, strict=True):
-                        found[start + place] = answer
+                    answers = chain.from_iterable(in_passes(places, answer))
+                    for place, one in zip(places, answers, strict=True):
+                        found[start + place] = one
                     bar.update(len(places))
     return found
 

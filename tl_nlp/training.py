@@ -22,7 +22,7 @@ from tl_nlp.checking import label_counts
 from tl_nlp.compiling import settle
 from tl_nlp.cost import Costs, Estimate
 from tl_nlp.distillation import Inside
-from tl_nlp.errors import HardwareError, RecipeError
+from tl_nlp.errors import RecipeError, StepMemoryError
 from tl_nlp.evaluation import judged, read_predictions, references, score, write_predictions
 from tl_nlp.hardware import old_objects_aside, peak_rss_mb, release, threads
 from tl_nlp.loop import Progress, fit
@@ -222,7 +222,7 @@ def _estimated(run: Run, steps: Steps, probe: Callable[[int], Costs], on_states:
     start = max(run.checkpoint_steps(), default=0)
     try:
         costs = probe(start)
-    except HardwareError:
+    except StepMemoryError:
         return None
     before = run.environment().get("compiled")
     compiled = settle(steps, costs.of(steps.plan, start).training, start, before, on_states)
