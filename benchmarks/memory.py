@@ -22,18 +22,12 @@ import torch
 from tl_nlp.hardware import device_name
 
 STEPS = 6
-FEW = 4  # texts in a pass, of which a step of as many as the others has several
 MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 METHODS = {
     "tl_nlp, all weights": ["method=full"],
     "tl_nlp, lora": ["method=lora"],
     "tl_nlp, lora on int8": ["method=lora", "checkpoint.load_in=int8"],
     "tl_nlp, lora on nf4": ["method=lora", "checkpoint.load_in=nf4"],
-    f"tl_nlp, lora on int8, {FEW} a pass": [
-        "method=lora",
-        "checkpoint.load_in=int8",
-        f"training.device_batch_size={FEW}",
-    ],
 }
 TRAINER = "Trainer, all weights"
 

@@ -83,6 +83,7 @@ def test_a_step_does_not_depend_on_the_device_batch_size(
     ("choices", "most"),
     [
         ([], 6 * 2**20),
+        (["method=lora", "checkpoint.load_in=int8"], 6 * 2**20 // 8),
         (["training.compute.pass_scores=2000000"], 2_000_000),
         (["training.compute.attention=sdpa"], None),  # keeps no scores
         (["training.augmentation.mixup=0.5"], None),  # needs steps whole

@@ -262,7 +262,7 @@ class Compute(Value):
     optimizer: Literal["fused", "foreach"] = "fused"  # AdamW as one operation for all weights, or as some for each kind
     compile: Literal["auto", "always", "never"] = "auto"  # torch.compile; auto: on a GPU, where it pays back in the run
     pass_scores: Annotated[int, Field(ge=1)] | Literal["auto"] = (
-        "auto"  # attention's, most for a layer; auto: 6e6 (CPU)
+        "auto"  # attention's, most for a layer; auto: 6e6 or less (CPU)
     )
     threads: int | None = Field(None, ge=1)  # of a CPU; default: one for each core
 
