@@ -77,7 +77,10 @@ def most_scores(model: Any) -> float:
     if not is_kept or next(model.parameters()).device.type != "cpu":
         return math.inf
     is_quantized = any(not weight.is_floating_point() for weight in model.parameters())
-    return (6 << 20) // 8 if is_quantized else 6 << 20
+    return _MOST_SCORES // 8 if is_quantized else _MOST_SCORES
+
+
+_MOST_SCORES = 6 << 20  # 25 MB
 
 
 def release() -> None:

@@ -184,14 +184,12 @@ class Predictor:
         with inferring(self.model, self.precision) as device, narrowed:
 
             def infer(columns: dict[str, list[Any]]) -> Sequence[np.ndarray]:
-                n_tokens = self._n_tokens(columns)
+                rows, n_tokens = Columns(columns, columns.get("lengths")), self._n_tokens(columns)
 
                 def of_some(places: list[int]) -> Sequence[np.ndarray]:
-                    some = {name: [values[place] for place in places] for name, values in columns.items()}
-                    return self.head.infer(self.model, collate(some, self.pad_id, device, n_tokens))
+                    return self.head.infer(self.model, collate(rows[places], self.pad_id, device, n_tokens))
 
-                n_rows = len(next(iter(columns.values())))
-                return [output for found in in_passes([*range(n_rows)], of_some) for output in found]
+                return [output for found in in_passes([*range(len(rows))], of_some) for output in found]
 
             yield partial(map, infer)
 

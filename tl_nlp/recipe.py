@@ -36,6 +36,7 @@ TestSplit = Annotated[str, Field(pattern="^test_[A-Za-z0-9_-]+$")]
 LoadIn = Literal["float32", "bfloat16", "float16", "int8", "nf4"]
 ANY_FORMAT: tuple[str, ...] = get_args(LoadIn)
 """What frozen weights may load in."""
+CountOrAuto = Annotated[int, Field(ge=1)] | Literal["auto"]
 ClassWeights = Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
 ENCODER_HEADS = ("classify", "multilabel", "regress", "select")
 """The heads that stand on an encoder and are new weights; `generate` writes through the checkpoint's embeddings."""
@@ -261,9 +262,7 @@ class Compute(Value):
     dropout: Literal["auto", "torch"] = "auto"  # auto: on a CPU drawn for four numbers at a time
     optimizer: Literal["fused", "foreach"] = "fused"  # AdamW as one operation for all weights, or as some for each kind
     compile: Literal["auto", "always", "never"] = "auto"  # torch.compile; auto: on a GPU, where it pays back in the run
-    pass_scores: Annotated[int, Field(ge=1)] | Literal["auto"] = (
-        "auto"  # attention's, most for a layer; auto: 6e6 or less (CPU)
-    )
+    pass_scores: CountOrAuto = "auto"  # most attention scores of a layer in one pass; auto: 6 million or less on a CPU
     threads: int | None = Field(None, ge=1)  # of a CPU; default: one for each core
 
 
@@ -288,7 +287,7 @@ class Training(Value):
 
     epochs: float = Field(3.0, gt=0)
     batch_size: int = Field(32, ge=1)  # rows a step, over all devices
-    device_batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 32  # most sequences in one pass; auto: what fits
+    device_batch_size: CountOrAuto = 32  # most sequences in one pass; auto: what fits
 
     lr: float = Field(1e-4, gt=0, lt=1)  # of the top block, and of what a method adds
     head_lr: float | None = Field(None, gt=0, lt=1)  # default: lr

@@ -217,9 +217,10 @@ class Steps:
     def passes(self, step: int, rows: list[int]) -> Iterator[list[int]]:
         """The rows of each forward pass of a step; see `batches.passes`. There is no attention to limit where a head
         alone reads states that are kept."""
-        examples = self.examples(step // self.plan.steps_per_epoch)
-        is_beyond = self.is_alone and examples[rows[:1]].get("n_above") == [0]
-        return passes(rows, self.lengths, self.device_batch_size, math.inf if is_beyond else self._most_pairs)
+        most_pairs = self._most_pairs
+        if self.is_alone and self.examples(step // self.plan.steps_per_epoch)[rows[:1]].get("n_above") == [0]:
+            most_pairs = math.inf
+        return passes(rows, self.lengths, self.device_batch_size, most_pairs)
 
     def _pass(self, step: int, rows: list[int]) -> Tensor:
         """Adds the gradient of the summed loss of rows in one pass; returns sum and count. Apart, so that nothing of a

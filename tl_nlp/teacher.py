@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -111,24 +112,23 @@ def soft_targets(teacher: Predictor, rows: Dataset) -> list[list[float]]:
     """What a student learns of a teacher's answers to rows: for each a number for each label or trait. The teacher
     reads the texts by its own tokenizer and windows, in eval mode; its calibration does not act."""
     names = tuple(name for name in (*COLUMNS, *teacher.task.columns) if name != "target")
-    device = next(teacher.model.parameters()).device
     found: list[list[float]] = [[]] * len(rows)
     with tqdm(total=len(rows), desc="the teacher's answers", unit="row", file=sys.stderr) as bar:
         for start in range(0, len(rows), _CHUNK):
             chunk = rows.select(range(start, min(start + _CHUNK, len(rows))))
             encoded = Columns(teacher.task.encode(columns_of(chunk, names), teacher.tokenizer))
-
-            def answer(places: list[int], encoded: Columns = encoded) -> list[list[float]]:
-                batch = collate(encoded[places], teacher.pad_id, device)
-                return teacher.head.soft_targets(teacher.head.logits(teacher.model, batch)).tolist()
-
             with inferring(teacher.model, teacher.precision):
                 for places in teacher.passes(window_lengths(encoded)):
-                    answers = chain.from_iterable(in_passes(places, answer))
+                    answers = chain.from_iterable(in_passes(places, partial(_answered, teacher, encoded)))
                     for place, one in zip(places, answers, strict=True):
                         found[start + place] = one
                     bar.update(len(places))
     return found
+
+
+def _answered(teacher: Predictor, encoded: Columns, places: list[int]) -> list[list[float]]:
+    batch = collate(encoded[places], teacher.pad_id, next(teacher.model.parameters()).device)
+    return teacher.head.soft_targets(teacher.head.logits(teacher.model, batch)).tolist()
 
 
 def with_soft_targets(encoded: Dataset, teacher: Predictor, rows: Dataset) -> Dataset:
